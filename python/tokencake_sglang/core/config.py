@@ -1,0 +1,89 @@
+"""Every setting of TokenCake, with its unit, default and range. One frozen value, validated once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from tokencake_sglang.core.errors import ConfigError
+
+OFFLOAD_POLICIES = ("eager", "none")
+
+
+def _setting(default: Any, help: str, *, low: float | None = None, high: float | None = None,
+             choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class TokenCakeConfig:
+    """Settings of the serving side. The launcher offers each as `--tokencake-<name>`; all times are seconds."""
+
+    offload_policy: str = _setting(
+        "eager", "What to do with the KV of an agent that waits for a tool: 'eager' moves it to host memory"
+        " when the stall is expected to be longer than the floor, 'none' leaves it to the ordinary cache.",
+        choices=OFFLOAD_POLICIES)
+    stall_floor_s: float = _setting(
+        0.5, "Stalls expected to be shorter than this many seconds keep their KV on the device.",
+        low=0.0, high=86400.0)
+    default_stall_s: float = _setting(
+        1.0, "Expected length in seconds of a stall whose client gave no estimate (paper section 4, cold start).",
+        low=0.0, high=86400.0)
+    upload_lead_s: float = _setting(
+        0.25, "How many seconds before the predicted return an upload starts, at the least.", low=0.0, high=3600.0)
+    lease_s: float = _setting(
+        5.0, "How many seconds after the predicted return uploaded KV stays protected from eviction.",
+        low=0.0, high=3600.0)
+    min_offload_tokens: int = _setting(
+        64, "An agent with fewer unshared tokens on the device than this keeps them there.", low=1, high=2**31)
+    max_agents: int = _setting(
+        65536, "Agents remembered at most; beyond it the one that was idle longest is forgotten.", low=1, high=2**24)
+    agent_idle_s: float = _setting(
+        3600.0, "An agent with no request, event or stall for this many seconds is forgotten.",
+        low=1.0, high=604800.0)
+    tick_interval_s: float = _setting(
+        0.01, "How often at most rank 0 tells all ranks the time while a stall or a move is pending.",
+        low=0.0, high=10.0)
+    load_slots: int = _setting(
+        16, "Host-to-device copies that may be in flight at a time (SGLang: 3).", low=3, high=256)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            _check(f.name, f.default, getattr(self, f.name), f.metadata)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TokenCakeConfig":
+        """Build from plain values; raises ConfigError on an unknown name, wrong type or value out of range."""
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(
+                f"unknown TokenCake setting {unknown[0]!r}; the settings are: {', '.join(known)}."
+                " Remove it or correct the name.")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "TokenCakeConfig":
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"TokenCake settings are not valid JSON: {error}.") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"TokenCake settings must be an object of names and values, found {type(values).__name__}.")
+        return cls.from_dict(values)
+
+
+def _check(name: str, default: Any, value: Any, meta: Any) -> None:
+    wanted = type(default)
+    is_number = wanted in (int, float)
+    fits = isinstance(value, (int, float) if wanted is float else wanted) and not (is_number and isinstance(value, bool))
+    if not fits:
+        raise ConfigError(f"TokenCake setting {name} must be {wanted.__name__}, found {value!r} ({type(value).__name__}).")
+    if meta["choices"] and value not in meta["choices"]:
+        raise ConfigError(f"TokenCake setting {name} is {value!r}; allowed: {', '.join(meta['choices'])}.")
+    if is_number and not (meta["low"] <= value <= meta["high"]):
+        raise ConfigError(f"TokenCake setting {name} is {value!r}; allowed: {meta['low']:g} to {meta['high']:g}.")

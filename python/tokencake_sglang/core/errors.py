@@ -1,0 +1,13 @@
+"""Errors that reach a user. Each message says what was asked, what was found, what is allowed, what to do."""
+
+
+class TokenCakeError(Exception):
+    """Base of all errors raised by this package."""
+
+
+class ConfigError(TokenCakeError, ValueError):
+    """A setting is unknown, has the wrong type, or is outside its range."""
+
+
+class MetadataError(TokenCakeError, ValueError):
+    """A client's agent metadata or event does not follow the schema (an HTTP 400)."""

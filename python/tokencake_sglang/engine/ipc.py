@@ -1,0 +1,36 @@
+"""Messages between the HTTP process and the scheduler, and from rank 0 to all ranks.
+
+`PAYLOAD`s are JSON text: SGLang's msgpack union decodes flat fields only, and a payload that the
+scheduler cannot decode would stop it (the HTTP side has validated it before it is sent).
+"""
+
+from __future__ import annotations
+
+from sglang.srt.managers.io_struct import BaseReq, hook_custom_types
+
+
+class TokenCakeControlReq(BaseReq, kw_only=True):
+    """One control call. `op` is "event" or "state"; `payload` is a JSON object."""
+
+    control_id: str
+    op: str
+    payload: str
+
+
+class TokenCakeControlReqOutput(BaseReq, kw_only=True):
+    """The answer to a control call: an HTTP status and a JSON body."""
+
+    control_id: str
+    status: int
+    body: str
+
+
+class TokenCakeTickReq(BaseReq, kw_only=True):
+    """Rank 0's clock (seconds, monotonic), broadcast with the requests of the step so that all ranks fold the same time."""
+
+    now: float
+
+
+def register_ipc_types() -> None:
+    """Make the types decodable in this process (idempotent)."""
+    hook_custom_types(TokenCakeControlReq, TokenCakeControlReqOutput, TokenCakeTickReq)
