@@ -62,3 +62,16 @@ def _metadata_version(info: Path) -> str | None:
 def is_expected(found: str, expected: str) -> bool:
     """True for the expected version itself and for a wheel that this tool built from it."""
     return re.fullmatch(rf"{re.escape(expected)}(\+tokencake\.\d+)?", found) is not None
+
+
+def restamp(version_file: bytes, found: str, wanted: str) -> bytes:
+    """The text of ``_version.py`` with another version in it; unchanged when it does not carry ``found``."""
+    text = version_file.decode()
+    text = re.sub(rf"^(__version__ = .*)(['\"]){re.escape(found)}\2", rf"\g<1>\g<2>{wanted}\g<2>", text, flags=re.M)
+    return text.replace(repr(_version_tuple(found)), repr(_version_tuple(wanted))).encode()
+
+
+def _version_tuple(version: str) -> tuple[int | str, ...]:
+    release, _, local = version.partition("+")
+    numbers = tuple(int(n) if n.isdigit() else n for n in release.split("."))
+    return (*numbers, local) if local else numbers
