@@ -59,7 +59,6 @@ def prepare(given: Mapping[str, Any], enabled: bool) -> tuple[str, dict[str, Any
     if device == "cpu":
         needed.append("tokencake_cpu")
     deployment.check_plugins_variable(os.environ, needed)
-    deployment.check_device(device, given)
     return device, deployment.choose(device, given, enabled)
 
 

@@ -137,14 +137,6 @@ def test_a_device_that_cannot_be_used_here_is_refused(given, accelerator):
         deployment.device_of(given, accelerator)
 
 
-@pytest.mark.parametrize("given", [
-    {"hicache_io_backend": "kernel"}, {"hicache_mem_layout": "page_first"}, {"grammar_backend": "xgrammar"}])
-def test_what_only_an_accelerator_can_do_is_refused_on_the_cpu(given):
-    deployment.check_device("cuda", given)
-    with pytest.raises(ConfigError, match="cannot be used on the CPU"):
-        deployment.check_device("cpu", given)
-
-
 def test_a_plugin_list_without_ours_is_refused():
     deployment.check_plugins_variable({}, ["tokencake"])
     deployment.check_plugins_variable({"SGLANG_PLUGINS": "x, tokencake"}, ["tokencake"])

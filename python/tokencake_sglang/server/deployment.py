@@ -1,4 +1,4 @@
-"""SGLang settings that fit the device: which are chosen for the user, and which of his own cannot work there."""
+"""SGLang settings that fit the device and that the launcher chooses where the user left them open."""
 
 from __future__ import annotations
 
@@ -13,13 +13,6 @@ CPU_SETTINGS = {"device": "cpu", "attention_backend": "torch_native", "sampling_
 CPU_HICACHE = {"hicache_io_backend": "direct", "hicache_mem_layout": "layer_first"}
 CUDA_HICACHE = {"hicache_io_backend": "kernel", "hicache_mem_layout": "page_first"}
 LAYOUT_OF_DIRECT = "page_first_direct"
-
-_CPU_ONLY = {
-    "hicache_io_backend": ("direct", "the kernels of the others run on an accelerator only"),
-    "hicache_mem_layout": ("layer_first", "the copies of the others are written for an accelerator"),
-    "grammar_backend": ("outlines", "xgrammar and llguidance apply their masks on an accelerator only and would stop"
-                                    " the server; 'none' is allowed too"),
-}
 
 
 def choose(device: str, given: Mapping[str, Any], enabled: bool) -> dict[str, Any]:
@@ -51,17 +44,6 @@ def device_of(given: Mapping[str, Any], accelerator: bool) -> str:
         raise ConfigError("--device cuda is given but torch finds no accelerator here. Leave --device out to serve on"
                           " the CPU, or install a driver.")
     return asked or ("cuda" if accelerator else "cpu")
-
-
-def check_device(device: str, given: Mapping[str, Any]) -> None:
-    """Raise ConfigError when a value of the user's cannot work on the CPU."""
-    if device != "cpu":
-        return
-    for name, (needed, reason) in _CPU_ONLY.items():
-        value = given.get(name, needed)
-        if value != needed and not (name == "grammar_backend" and value == "none"):
-            raise ConfigError(f"--{name.replace('_', '-')} {value} cannot be used on the CPU: {reason}."
-                              f" Use {needed}, or leave it out.")
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:
