@@ -54,8 +54,10 @@ def seen(path: str, content, method: str = "POST") -> bytes:
 
 
 UNTOUCHED = [
-    b"", b"{", b'{"text": "x", "a":  1.50 }', b"[]", b'"tokencake"', b'["tokencake"]', b'{"text": "the \\"tokencake\\" word"}',
-    b'{"text": {"tokencake": {"agent_id": "a"}}}', b'{"tokencake": null, "text": "x"}', b'{"tokencake": {"agent_id": 1}',
+    b"", b"{", b'{"text": "x", "a":  1.50 }', b"[]", b'"tokencake"', b'["tokencake"]',
+    b'{"text": "the \\"tokencake\\" word"}',
+    b'{"text": {"tokencake": {"agent_id": "a"}}}', b'{"tokencake": null, "text": "x"}',
+    b'{"tokencake": {"agent_id": 1}',
     b'{"x": NaN, "tokencake": {"agent_id": 1}}', b"\xff\x00", b'{"agent_metadata": {"agent_id": "a"}, "text":"x"}',
 ]
 

@@ -68,7 +68,8 @@ def test_a_bad_event_is_a_400_with_a_sentence_and_never_reaches_the_scheduler(bo
     assert error["message"].endswith(".") and gateway.calls == []
 
 
-@pytest.mark.parametrize(("status", "reason"), [(404, "unknown_agent"), (409, "conflict"), (429, "busy"), (504, "timeout")])
+@pytest.mark.parametrize(("status", "reason"), [
+    (404, "unknown_agent"), (409, "conflict"), (429, "busy"), (504, "timeout")])
 def test_a_refusal_of_the_scheduler_is_handed_on(status, reason):
     gateway = MemoryGateway(status, error_body(status, reason, "It cannot be done."))
     answer = ask(gateway, "POST", EVENTS, json=STALL)

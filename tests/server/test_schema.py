@@ -54,7 +54,8 @@ def test_a_null_optional_field_counts_as_not_given():
     ({"agent_id": 1}, "agent_id is 1"), ({"agent_id": True}, "agent_id is true"),
     ({"agent_id": 10 ** 5000}, "a number of"), ({"agent_id": {"id": "a"}}, "an object with 1 fields"),
     ({"agent_id": ["a"]}, "a list of 1"), ({"agent_id": nested(3000)}, "an object with 1 fields"),
-    ({"agent_id": "a\n"}, "unprintable"), ({"agent_id": "\x00"}, "unprintable"), ({"agent_id": "\ud800"}, "unprintable"),
+    ({"agent_id": "a\n"}, "unprintable"), ({"agent_id": "\x00"}, "unprintable"),
+    ({"agent_id": "\ud800"}, "unprintable"),
     ({"agent_id": "a", "agent": "b"}, "'agent'"), ({"agent_id": "a", "Agent_id": "b"}, "'Agent_id'"),
     ({"agent_id": "a", "k" * 5000: "b"}, "kkk"), ({"agent_id": "a", 3: "b"}, "3"),
 ])

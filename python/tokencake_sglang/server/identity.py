@@ -23,7 +23,7 @@ _NEEDLE = b'"' + KEY.encode() + b'"'
 
 
 class AgentIdentityMiddleware:
-    """Replaces `tokencake` by the validated `agent_metadata` in the body of a generation request; 400 if it is wrong."""
+    """Replaces `tokencake` by the validated `agent_metadata` in the body of a generation request, or answers 400."""
 
     def __init__(self, app: Any) -> None:
         self.app = app

@@ -65,8 +65,8 @@ def parse_limit(text: str | None) -> int:
         return DEFAULT_AGENTS
     fits = text.isascii() and text.isdigit() and len(text) <= 9 and int(text) <= MAX_AGENTS
     if not fits:
-        raise MetadataError(f"agents is {text[:40]!r}; allowed: a whole number from 0 to {MAX_AGENTS}. Correct it, or leave"
-                            f" it out for {DEFAULT_AGENTS}.")
+        raise MetadataError(f"agents is {text[:40]!r}; allowed: a whole number from 0 to {MAX_AGENTS}. Correct it, or"
+                            f" leave it out for {DEFAULT_AGENTS}.")
     return int(text)
 
 

@@ -35,7 +35,7 @@ def parse_metadata(obj: Any) -> dict[str, str]:
 def parse_request_metadata(obj: Any, prompts: int | None, samples: int) -> dict[str, str] | list[dict[str, str]]:
     """The metadata of one request.
 
-    `prompts` is the number of prompts in a batch, or None for a single prompt; `samples` is `n`, the answers per prompt.
+    `prompts` is the number of prompts in a batch, or None for a single prompt; `samples` is `n`, answers per prompt.
     A list needs a batch of the same length. A lifecycle_id names one call, so it cannot be shared by several.
     """
     if isinstance(obj, list):
@@ -58,8 +58,8 @@ def parse_request_metadata(obj: Any, prompts: int | None, samples: int) -> dict[
         calls = [parsed["lifecycle_id"]] if "lifecycle_id" in parsed else []
         if calls and prompts is not None and prompts > 1:
             raise MetadataError(
-                f"tokencake.lifecycle_id {_show(calls[0])} is given once for {prompts} prompts; a lifecycle_id names one"
-                " call. Send a list with one object per prompt, or use agent_id.")
+                f"tokencake.lifecycle_id {_show(calls[0])} is given once for {prompts} prompts; a lifecycle_id names"
+                " one call. Send a list with one object per prompt, or use agent_id.")
     if calls and samples > 1:
         raise MetadataError(
             f"tokencake.lifecycle_id {_show(calls[0])} is given with n={samples}; a lifecycle_id names one call."
