@@ -95,6 +95,8 @@ def test_equal_input_gives_a_byte_identical_wheel(lab, built, tmp_path):
     source = pack(dict(reversed(lab.pristine.items())), tmp_path / NAME)
     assert lab.run("wheel", "--from", str(source), "--out", str(tmp_path / "out"), tree=False) == 0
     assert built.read_bytes() == first
+    with zipfile.ZipFile(built) as wheel:
+        assert {info.date_time for info in wheel.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_a_wheel_that_is_not_the_pristine_one_is_refused(lab, tmp_path, words):
