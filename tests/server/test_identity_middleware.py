@@ -117,7 +117,7 @@ def test_a_deeply_nested_schema_beside_the_metadata_survives():
     ("/generate", {"text": "x", "tokencake": {"agent_id": "a"}, "agent_metadata": {"agent_id": "b"}}),
     (CHAT, {"messages": [], "n": 2, "tokencake": {"lifecycle_id": "l"}}),
     ("/v1/completions", {"prompt": ["x", "y"], "tokencake": {"lifecycle_id": "l"}}),
-    ("/v1/completions", {"prompt": [1, 2], "tokencake": [{"agent_id": "l"}]}),
+    ("/v1/completions", {"prompt": ["x", "y"], "tokencake": [{"agent_id": "a"}, {"agent_id": "b"}]}),
 ])
 def test_wrong_metadata_is_a_400_with_a_sentence(path, body):
     answer = send(path, json.dumps(body).encode())
@@ -133,7 +133,7 @@ def test_wrong_metadata_is_a_400_with_a_sentence(path, body):
     ("/generate", {"input_embeds": [[0.5]]}, {"lifecycle_id": "l"}),
     ("/generate", {"text": "x", "sampling_params": {"n": "two"}}, {"lifecycle_id": "l"}),
     ("/v1/completions", {"prompt": [1, 2]}, {"lifecycle_id": "l"}),
-    ("/v1/completions", {"prompt": [[1], [2]]}, [{"agent_id": "a"}, {"agent_id": "b"}]),
+    ("/v1/completions", {"prompt": [[1], [2]]}, {"agent_id": "a"}),
 ])
 def test_batches_carry_one_object_for_all_or_one_per_prompt(path, body, metadata):
     got = json.loads(seen(path, json.dumps({**body, "tokencake": metadata}).encode()))
