@@ -1,4 +1,4 @@
-"""The coding program: architect, programmers in parallel, reviewer (two views in parallel), tester, revisor in a loop."""
+"""The coding program: architect, programmers in parallel, reviewer with two views, tester, revisor in a loop."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import sglang as sgl
+
+import tokencake_sglang as tc
 from coding import prompts
 from coding.tasks import Function, Task, task
 from coding.tools import Workspace, workspace
 from common.apps import AppContext
 from common.delay import pause
-
-import tokencake_sglang as tc
 
 MAX_REVISIONS = 3
 PYTEST_LIMIT_S = 30.0
@@ -30,7 +30,7 @@ class Tools:
 
 
 def make_tools(space: Workspace, delay_s: float) -> Tools:
-    """The tools of one working folder. `delay_s` stands for a remote sandbox: half of it for files, all of it for tests."""
+    """The tools of one working folder. `delay_s` stands for a remote sandbox: half for files, all for tests."""
     @tc.tool(kind="file_write", predict_time=0.05 + delay_s / 2)
     def write_file(path: str, content: str) -> str:
         pause(delay_s / 2, path)
@@ -70,7 +70,8 @@ def body_constraint(function: Function, tried: list[str], free: bool) -> dict[st
 def plan_schema(job: Task) -> str:
     name = {"type": "string", "enum": [f.name for f in job.functions]}
     care = {"type": "string", "enum": ["normal", "careful"]}
-    return json.dumps({"type": "object", "properties": {"first": name, "review": care}, "required": ["first", "review"]})
+    properties = {"first": name, "review": care}
+    return json.dumps({"type": "object", "properties": properties, "required": list(properties)})
 
 
 def wanted(job: Task) -> str:
@@ -113,17 +114,17 @@ def reviewer(s: Any, ctx: AppContext, job: Task, tools: Tools) -> str:
     s += sgl.user(f"The files:\n{sources}")
     ctx.doing("reviewer", "")
     views = s.fork(2)
-    for view, (label, ask) in zip(views, REVIEW_VIEWS):
+    for view, (label, ask) in zip(views, REVIEW_VIEWS, strict=True):
         view += sgl.user(ask)
         view += sgl.assistant(sgl.gen(f"{label}_review", max_tokens=120 if ctx.free else 24, ignore_eos=not ctx.free))
         view += sgl.user("Verdict:")
     verdicts = []
-    for view, (label, _) in zip(views, REVIEW_VIEWS):
+    for view, (label, _) in zip(views, REVIEW_VIEWS, strict=True):
         ctx.note(view, f"reviewer-{label}", f"{label}_review")
         verdicts.append(ctx.choose(view, f"reviewer-{label}", f"{label}_verdict", ["approve", "change"]))
         ctx.doing(f"reviewer-{label}", "")
     views.join()
-    return ", ".join(f"{label}: {verdict}" for (label, _), verdict in zip(REVIEW_VIEWS, verdicts))
+    return ", ".join(f"{label}: {verdict}" for (label, _), verdict in zip(REVIEW_VIEWS, verdicts, strict=True))
 
 
 REVIEW_VIEWS = (("meaning", "Does the code do what the descriptions say?"),
@@ -135,7 +136,8 @@ def tester(s: Any, ctx: AppContext, job: Task, tools: Tools) -> str:
     s += sgl.system(prompts.TESTER)
     s += sgl.user(f"The library: {job.title}\n{wanted(job)}\nThe tests are written. Run them.")
     for f in job.functions:
-        ctx.use(s, "tester", tools.write_file, {"path": f"test_{f.name}.py", "content": f.test_source()}, f"test_{f.name}")
+        test = {"path": f"test_{f.name}.py", "content": f.test_source()}
+        ctx.use(s, "tester", tools.write_file, test, f"test_{f.name}")
     output = ctx.use(s, "tester", tools.run_tests, {"attempt": 0}, "tests")
     s += sgl.user(f"The tests printed:\n{output}")
     ctx.write(s, "tester", "finding", 48, regex=one_of([f"look at {f.name} first" for f in job.functions]))
@@ -182,7 +184,7 @@ def make_app(delay_s: float, seed: int) -> Callable[[AppContext, int], str]:
             design = ctx.run(architect, job=job, tools=tools)
             rows = [{"job": job, "design": design, "function": f, "tools": tools} for f in job.functions]
             written = ctx.run_all(programmer, rows)
-            bodies = {f.name: body for f, body in zip(job.functions, written)}
+            bodies = {f.name: body for f, body in zip(job.functions, written, strict=True)}
             review = ctx.run(reviewer, job=job, tools=tools)
             output = ctx.run(tester, job=job, tools=tools)
             passed, attempts = ctx.run(revisor, job=job, review=review, bodies=bodies, output=output, tools=tools)

@@ -1,7 +1,7 @@
 """The programming tasks: functions with a description, fixed acceptance tests and a small grammar of possible bodies.
 
-The grammar is what lets dummy weights take part: a body is one alternative of every slot, joined, so that every choice is
-valid Python and the tests alone decide whether it is right. With a real model (`--free`) the grammar is not used.
+The grammar is what lets dummy weights take part: a body is one alternative of every slot, joined, so that every
+choice is valid Python and the tests alone decide whether it is right. With a real model (`--free`) it is not used.
 """
 
 from __future__ import annotations

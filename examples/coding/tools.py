@@ -1,4 +1,4 @@
-"""What the coding agents can do to the machine: write files in one folder, check them, and run pytest with a time limit."""
+"""What the coding agents can do: write files in one folder, check them, and run pytest with a time limit."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ class Workspace:
         """The full path; raises WorkspaceError if it lies outside the folder, also by way of a link."""
         full = (self.root / path).resolve()
         if full == self.root or not full.is_relative_to(self.root):
-            raise WorkspaceError(f"the path {path!r} is not a file inside the working folder; use a relative path in it.")
+            raise WorkspaceError(f"the path {path!r} is not inside the working folder; use a relative path in it.")
         return full
 
     def write(self, path: str, content: str) -> str:
         full = self.resolve(path)
-        if len(content.encode()) > MAX_FILE_BYTES:
-            raise WorkspaceError(f"{path!r} would have {len(content.encode())} bytes; at most {MAX_FILE_BYTES} are allowed.")
+        size = len(content.encode())
+        if size > MAX_FILE_BYTES:
+            raise WorkspaceError(f"{path!r} would have {size} bytes; at most {MAX_FILE_BYTES} are allowed.")
         full.parent.mkdir(parents=True, exist_ok=True)
         full.write_text(content, encoding="utf-8")
         return f"wrote {path}, {len(content.splitlines())} lines"

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import sglang as sgl
-from common.progress import Board
 
 import tokencake_sglang as tc
+from common.progress import Board
 
 
 @dataclass

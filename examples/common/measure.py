@@ -52,7 +52,8 @@ def difference(after: dict[str, float], before: dict[str, float]) -> dict[str, f
     return {name: value - before.get(name, 0) for name, value in after.items()}
 
 
-def summary(results: list[AppResult], wall_s: float, server: dict[str, float], moves: dict[str, float]) -> dict[str, Any]:
+def summary(results: list[AppResult], wall_s: float, server: dict[str, float],
+            moves: dict[str, float]) -> dict[str, Any]:
     """One column of the table. Latencies are seconds, the rest counts."""
     done = [r for r in results if not r.error]
     calls = [c for r in results for c in r.calls]

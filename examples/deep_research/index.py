@@ -71,10 +71,11 @@ def build(path: Path, root: Path | None = None) -> int:
             count = int(db.execute("SELECT count(*) FROM docs").fetchone()[0])
         db.close()
         if count == 0:
-            raise SearchIndexError(f"no Python sources with documentation found below {root}; the search index needs some.")
+            raise SearchIndexError(f"no documented Python sources found below {root}; the search index needs some.")
         os.replace(draft, path)
     except sqlite3.OperationalError as error:
-        raise SearchIndexError(f"this Python's SQLite cannot build a full-text index ({error}); it needs FTS5.") from error
+        raise SearchIndexError(
+            f"this Python's SQLite cannot build a full-text index ({error}); it needs FTS5.") from error
     finally:
         Path(draft).unlink(missing_ok=True)
     return count

@@ -1,4 +1,4 @@
-"""The deep-research program: planner, parallel searchers with a summary each, reflector (one more round at most), writer."""
+"""The deep-research program: planner, parallel searchers, reflector (two rounds at most), writer."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import sglang as sgl
+
+import tokencake_sglang as tc
 from common.apps import AppContext
 from common.delay import pause
 from deep_research import prompts
 from deep_research.index import SearchIndex
 from deep_research.questions import Question, question
-
-import tokencake_sglang as tc
 
 SEARCHES_PER_AGENT = 2
 MAX_ROUNDS = 2
@@ -76,11 +76,11 @@ def planner(s: Any, ctx: AppContext, subject: Question, count: int) -> list[str]
 
 
 @tc.agent(type="searcher")
-def searcher(s: Any, ctx: AppContext, name: str, subject: Question, aspect: str, search: tc.Tool) -> str:
+def searcher(s: Any, ctx: AppContext, name: str, subject: Question, aspect: str, known: str, search: tc.Tool) -> str:
     s += sgl.system(prompts.SEARCHER)
-    s += sgl.user(f"Question: {subject.text}\nYour aspect: {aspect}\nWords of this subject: {', '.join(subject.words)}\n"
-                  f"Searches you may make: {SEARCHES_PER_AGENT}")
-    left = words_for(subject, aspect)
+    s += sgl.user(f"Question: {subject.text}\nYour aspect: {aspect}\nWords: {', '.join(subject.words)}\n"
+                  f"Searches you may make: {SEARCHES_PER_AGENT}\nKnown already:\n{known or 'nothing'}")
+    left = words_for(subject, aspect, later=bool(known))
     for number in range(SEARCHES_PER_AGENT):
         text = ctx.write(s, name, f"query{number}", 64, json_schema=search_schema(left, ctx.free))
         asked = [str(w) for w in parsed(text).get("words", [])] or [aspect]
@@ -93,9 +93,9 @@ def searcher(s: Any, ctx: AppContext, name: str, subject: Question, aspect: str,
     return summary
 
 
-def words_for(subject: Question, aspect: str) -> list[str]:
-    """The subject's words, beginning at another place for every aspect so that searchers look at different documents."""
-    turn = 2 * subject.aspects.index(aspect)
+def words_for(subject: Question, aspect: str, later: bool) -> list[str]:
+    """Six of the subject's words, from another place for every aspect and round, so that searchers find other texts."""
+    turn = 2 * subject.aspects.index(aspect) + (5 if later else 0)
     return list(subject.words[turn:] + subject.words[:turn])[:6]
 
 
@@ -129,10 +129,11 @@ def make_app(index: SearchIndex, searchers: int, delay_s: float, seed: int) -> C
         rounds = 0
         while aspects:
             rounds += 1
-            batch = [{"name": f"searcher{rounds}.{i}", "subject": subject, "aspect": aspect, "search": search}
+            batch = [{"name": f"searcher{rounds}.{i}", "subject": subject, "aspect": aspect, "known": "\n".join(notes),
+                      "search": search}
                      for i, aspect in enumerate(aspects)]
             found = ctx.run_all(searcher, batch)
-            notes += [f"- {aspect}: {summary}" for aspect, summary in zip(aspects, found)]
+            notes += [f"- {aspect}: {summary}" for aspect, summary in zip(aspects, found, strict=True)]
             missing = ctx.run(reflector, subject=subject, summaries="\n".join(notes), last_round=rounds == MAX_ROUNDS)
             aspects = [missing] if missing in subject.aspects else []
         report = ctx.run(writer, subject=subject, summaries="\n".join(notes))
