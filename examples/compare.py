@@ -1,4 +1,4 @@
-"""Run both examples on the same server started stock and with TokenCake, and compare latency, recomputation and outputs."""
+"""Run both examples on the same server started stock and with TokenCake, and compare what came out and what it took."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def report(args: argparse.Namespace, outcomes: dict[str, Outcome]) -> int:
     good = True
     lines: list[str] = []
     for title in args.examples:
-        print(f"\n{title}: {args.apps} applications, {args.concurrency} at a time, KV pool {args.max_total_tokens} tokens")
+        print(f"\n{title}: {args.apps} applications, {args.concurrency} at a time, pool {args.max_total_tokens} tokens")
         print(table({mode: outcome[title][1] for mode, outcome in outcomes.items()}))
         said, fine = verdict(title, outcomes)
         lines += said
