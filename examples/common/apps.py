@@ -18,13 +18,16 @@ from common.progress import Board
 
 @dataclass
 class Call:
-    """What the server reported for one generation: token counts and why it ended."""
+    """What the server reported for one generation. `cached_tokens` of the prompt were not computed again; `host_tokens`
+    of these came from host memory when the request arrived; `finish` is stop, length or abort."""
 
     agent: str
     variable: str
     prompt_tokens: int
     cached_tokens: int
+    host_tokens: int
     completion_tokens: int
+    retractions: int
     finish: str
 
 
@@ -113,8 +116,10 @@ class AppContext:
     def _record(self, s: Any, agent: str, name: str, text: str) -> None:
         meta = s.get_meta_info(name) or {}
         reason = meta.get("finish_reason") or {}
+        details = meta.get("cached_tokens_details") or {}
         call = Call(agent, name, int(meta.get("prompt_tokens", 0)), int(meta.get("cached_tokens", 0)),
-                    int(meta.get("completion_tokens", 0)), str(reason.get("type", "unknown")))
+                    int(details.get("host", 0)), int(meta.get("completion_tokens", 0)),
+                    int(meta.get("num_retractions", 0)), str(reason.get("type", "unknown")))
         with self._lock:
             self.result.outputs[f"{agent}/{name}"] = text
             self.result.calls.append(call)

@@ -11,10 +11,8 @@ from typing import Any
 from common.apps import AppResult
 
 SERVER_COUNTERS = {
-    "retracted requests": "sglang:num_retracted_requests_total",
-    "aborted requests": "sglang:num_aborted_requests_total",
-    "tokens loaded back from host": "sglang:load_back_tokens_total",
     "tokens evicted from device": "sglang:evicted_tokens_total",
+    "tokens loaded back in all": "sglang:load_back_tokens_total",
 }
 MOVES = ("stalls_started", "offloads_completed", "offloads_declined", "tokens_offloaded", "uploads_completed",
          "uploads_on_time", "uploads_late", "uploads_declined", "tokens_uploaded")
@@ -29,13 +27,15 @@ def _get(url: str) -> str | None:
 
 
 def server_counters(url: str) -> dict[str, float]:
-    """The server's own counters by the names of SERVER_COUNTERS; those that it does not show are left out."""
-    text = _get(url + "/metrics") or ""
+    """The server's own counters by the names of SERVER_COUNTERS; empty if it shows no metrics. A counter appears in
+    the metrics with its first event, so one that is missing is 0."""
+    text = _get(url + "/metrics")
+    if not text or "sglang:" not in text:
+        return {}
     found: dict[str, float] = {}
     for label, metric in SERVER_COUNTERS.items():
         values = re.findall(rf"^{re.escape(metric)}(?:\{{[^\n]*\}})? ([0-9.eE+-]+)$", text, re.MULTILINE)
-        if values:
-            found[label] = sum(float(v) for v in values)
+        found[label] = sum(float(v) for v in values)
     return found
 
 
@@ -65,10 +65,12 @@ def summary(results: list[AppResult], wall_s: float, server: dict[str, float],
         "app latency, mean (s)": sum(seconds) / len(seconds) if seconds else None,
         "app latency, max (s)": max(seconds, default=None),
         "generations": len(calls),
-        "generations cut off (abort)": sum(c.finish not in ("stop", "length") for c in calls),
+        "generations aborted": sum(c.finish not in ("stop", "length") for c in calls),
+        "retractions": sum(c.retractions for c in calls),
         "output tokens": sum(c.completion_tokens for c in calls),
         "prompt tokens": sum(c.prompt_tokens for c in calls),
         "prompt tokens recomputed": sum(c.prompt_tokens - c.cached_tokens for c in calls),
+        "prompt tokens loaded on demand": sum(c.host_tokens for c in calls),
         **{name: server.get(name) for name in SERVER_COUNTERS},
         **{name.replace("_", " "): moves.get(name) for name in MOVES},
     }

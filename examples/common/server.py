@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -111,13 +112,10 @@ class Server:
         process, self._process = self._process, None
         if process is None:
             return
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(process.pid, sign)
-            except ProcessLookupError:
-                break
-            if wait_group_gone(process, END_LIMIT_S):
-                break
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+            if not wait_group_gone(process, END_LIMIT_S):
+                os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
