@@ -57,7 +57,13 @@ install_package() {
     fail "pip could not install the package and sglang==0.5.17; is a package index reachable?"
 }
 
-apply_patches() { "$PYTHON" -m tokencake_sglang.patching apply; }
+# A tree that carries an older series of patches is refused: then SGLang itself is installed anew first.
+apply_patches() {
+  "$PYTHON" -m tokencake_sglang.patching apply && return
+  say "installing an unchanged SGLang over the one that was found"
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall sglang==0.5.17 &&
+    "$PYTHON" -m tokencake_sglang.patching apply
+}
 
 export_stock() {
   rm -rf "$STOCK"
