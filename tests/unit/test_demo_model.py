@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from tokencake_sglang import cli
 from tokencake_sglang.demo_model import write_demo_model
 
