@@ -40,7 +40,7 @@ def server_args() -> Any:
 
 
 def build_cache(*, page_size: int, device_tokens: int, host_tokens: int, eviction_policy: str = "lru",
-                write_policy: str = "write_through_selective", **settings: Any) -> Any:
+                write_policy: str, **settings: Any) -> Any:
     """A TokenCakeHiRadixCache. Both sizes are multiples of `page_size`; `settings` are TokenCakeConfig's."""
     from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
@@ -86,11 +86,15 @@ class CacheHarness:
     """
 
     def __init__(self, clock: TransferClock, *, page_size: int = 1, device_tokens: int = 128,
-                 host_tokens: int = 256, **kwargs: Any) -> None:
+                 host_tokens: int = 256, write_through: bool = False, **kwargs: Any) -> None:
+        """`write_through`: SGLang copies all new KV to the host (the launcher's default); else only moves do."""
         self.clock = clock
         self.page_size = page_size
         self.cache = build_cache(
-            page_size=page_size, device_tokens=device_tokens, host_tokens=host_tokens, **kwargs)
+            page_size=page_size, device_tokens=device_tokens, host_tokens=host_tokens,
+            write_policy="write_through" if write_through else "write_through_selective", **kwargs)
+        if not write_through:
+            self.cache.write_through_threshold = 10**9
         self.allocator = self.cache.token_to_kv_pool_allocator
         self.pool = self.allocator.get_kvcache()
         self.host = self.cache.token_to_kv_pool_host
@@ -273,6 +277,28 @@ class CacheHarness:
         """All copies land and are acknowledged."""
         self.clock.complete_all(self.writes, self.loads)
         self.step()
+
+    def back_up_all(self) -> None:
+        """Every node gets a host copy, all copies landed."""
+        for node in self.nodes():  # parents come before their children
+            if not node.backuped:
+                assert self.cache.write_backup(node) > 0
+        self.settle()
+
+    def evict(self, tokens: int) -> int:
+        from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+
+        return self.cache.evict(EvictParams(num_tokens=tokens)).num_tokens_evicted
+
+    def peek(self, tokens: Iterable[int]) -> Any:
+        """The node at which the path of `tokens` ends; neither splits a node nor refreshes its age."""
+        node, rest = self.cache.root_node, list(tokens)
+        while rest:
+            child = next((c for c in node.children.values() if list(c.key) == rest[: len(c.key)]), None)
+            if child is None:
+                break
+            node, rest = child, rest[len(child.key):]
+        return node
 
     def match(self, tokens: Iterable[int]) -> Any:
         from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
