@@ -139,6 +139,7 @@ class CacheHarness:
         cache.inc_lock_ref(req.last_node)
         cache.dec_lock_ref(first)
         start, end = len(req.prefix_indices), len(req.full_untruncated_fill_ids)
+        req.cached = start
         req.set_extend_range(start, end)
         req.consumer = cache.ready_to_load_host_cache()
         self.rows.alloc([req])
