@@ -346,6 +346,7 @@ class CacheHarness:
         self._audit_device(nodes)
         self._audit_host(nodes)
         self._audit_owners(nodes)
+        self._audit_content(nodes)
 
     def _audit_device(self, nodes: list[Any]) -> None:
         cache, ps = self.cache, self.page_size
@@ -354,7 +355,7 @@ class CacheHarness:
         for n in nodes:
             if n.value is not None:
                 assert len(n.value) == len(n.key)
-                held += [(f"node {n.id}", s) for s in sorted({int(v) // ps for v in n.value})]
+                held += [(f"node {n.id}", s) for s in sorted({v // ps for v in n.value.tolist()})]
         for req in self.running_batch.reqs:
             row = self.rows.req_to_token[req.req_pool_idx, : req.kv_committed_len].tolist()
             held += [(f"request {req.rid}", s) for s in sorted({v // ps for v in row[req.cache_protected_len:]})]
@@ -376,10 +377,36 @@ class CacheHarness:
             assert n.lock_ref <= n.parent.lock_ref or n.parent is cache.root_node
 
     def _audit_host(self, nodes: list[Any]) -> None:
-        slots = [int(v) for n in nodes if n.host_value is not None for v in n.host_value]
+        slots = [v for n in nodes if n.host_value is not None for v in n.host_value.tolist()]
         assert len(slots) == len(set(slots)), "two nodes share a host slot"
         assert int(self.host.slot_used.sum()) == len(slots), "host slots lost or freed twice"
         assert self.host.available_size() + len(slots) == self.host.size
+
+    def _audit_content(self, nodes: list[Any]) -> None:
+        """Every node holds its KV, on the device and on the host, save where a copy has not landed yet."""
+        copied_from, to_host = self.clock.pending_slots(self.writes)
+        loaded_from, to_device = self.clock.pending_slots(self.loads)
+        free = {p * self.page_size + i for p in self.allocator.free_pages.tolist() for i in range(self.page_size)}
+        assert not free & (copied_from | to_device), "a slot was freed while a copy uses it"
+        used = set(self.host.slot_used.nonzero().flatten().tolist())
+        assert (to_host | loaded_from) <= used, "a host slot was freed while a copy uses it"
+        held: list[list[tuple[int, int, int]]] = [[], []]
+        for n in nodes:
+            start = sum(len(p.key) for p in self.path(n)) - len(n.key)
+            for which, (value, landing) in enumerate(((n.value, to_device), (n.host_value, to_host))):
+                slots = value.tolist() if value is not None else []
+                if landing.isdisjoint(slots):
+                    held[which] += zip(slots, n.key, range(start, start + len(n.key)), strict=False)
+                elif which == 0:
+                    assert n.lock_ref > 0, "a loading node is not locked"
+        for buffers, rows in (((self.pool.k_buffer, self.pool.v_buffer), held[0]),
+                              ((self.host.k_buffer, self.host.v_buffer), held[1])):
+            slots = torch.tensor([r[0] for r in rows], dtype=torch.int64)
+            base = torch.tensor([r[1] * 1024.0 + r[2] * 4 for r in rows])
+            for layer in range(LAYERS):
+                for part, buffer in enumerate(buffers):
+                    wrong = (buffer[layer][slots][:, 0, 0] != base + layer * 2 + part).nonzero().flatten().tolist()
+                    assert not wrong, f"slot {rows[wrong[0]][0]} does not hold token {rows[wrong[0]][1]}"
 
     def _audit_owners(self, nodes: list[Any]) -> None:
         from tokencake_sglang.engine.owners import ANONYMOUS, owners_of

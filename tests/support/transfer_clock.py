@@ -79,7 +79,7 @@ class TransferClock:
 
     def __init__(self) -> None:
         self.current: FakeStream | None = None
-        self.copies = 0  # copies whose data has moved
+        self.pending: dict[FakeStream, deque[tuple[list[int], list[int]]]] = {}  # (source, target) slots of copies
 
     # -- what cache_controller calls ------------------------------------------------------------------------
 
@@ -109,10 +109,12 @@ class TransferClock:
         src_indices, dst_indices = src_indices.clone(), dst_indices.clone()
         for layer in dst_layers:
             layer[dst_indices] = POISON
+        waiting = self.pending.setdefault(self.current, deque())
+        waiting.append((src_indices.tolist(), dst_indices.tolist()))
 
         def copy() -> None:
             transfer_kv_direct(src_layers, dst_layers, src_indices, dst_indices, page_size)
-            self.copies += 1
+            waiting.popleft()
 
         self.current.queue.append(copy)
 
@@ -133,6 +135,11 @@ class TransferClock:
         for stream in streams:
             while stream.queue:
                 stream.run_one()
+
+    def pending_slots(self, stream: FakeStream) -> tuple[set[int], set[int]]:
+        """Source and target slots of the copies of `stream` that have not landed."""
+        copies = self.pending.get(stream, ())
+        return {s for source, _ in copies for s in source}, {t for _, target in copies for t in target}
 
     def install(self, monkeypatch: Any) -> None:
         """Replace SGLang's device module and copy function for the length of a test."""

@@ -1,0 +1,315 @@
+"""The real cache under random lives of agents, against a plain model.
+
+The model knows, for each agent, the token sequences whose KV its requests have cached; everything else is
+compared with that. Copies land when the machine says so.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from tests.support.cache_fixture import CacheHarness
+from tests.support.transfer_clock import TransferClock
+from tokencake_sglang.core.plan import CancelOffload, Offload, Release, Upload
+from tokencake_sglang.engine.moves import KvMover
+from tokencake_sglang.engine.owners import ANONYMOUS, owners_of
+
+LONG = os.environ.get("TOKENCAKE_STATEFUL") == "long"
+AGENTS = ("a", "b", "c")
+BLOCK = 16
+RUNNING_MAX = 4
+
+agents = st.sampled_from(AGENTS)
+prompts = st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=4), st.integers(0, BLOCK - 1)).map(
+    lambda drawn: [b * 100 + d * 20 + i for d, b in enumerate(drawn[0]) for i in range(BLOCK)][: -drawn[1] or None])
+
+
+class CacheMachine(RuleBasedStateMachine):
+    page_size = 1
+    write_through = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = pytest.MonkeyPatch()
+        clock = TransferClock()
+        clock.install(self.patches)
+        self.h = CacheHarness(clock, page_size=self.page_size, device_tokens=160, host_tokens=128,
+                              load_slots=6, write_through=self.write_through)
+        self.mover = KvMover(self.h.cache, self.h)
+        self.h.cache.on_step = self.on_step
+        self.h.cache.on_reset = self.mover.reset
+        self.admitted: list[Any] = []  # their prefill passes have not run
+        self.computed: list[Any] = []  # their results have not been processed
+        self.waiting: list[Any] = []  # retracted
+        self.cached: dict[str, set[tuple[int, ...]]] = {key: set() for key in (ANONYMOUS, *AGENTS)}
+        self.started = self.finished = 0
+
+    def teardown(self) -> None:
+        try:
+            self.drain()
+        finally:
+            self.patches.undo()
+
+    def drain(self) -> None:
+        """In the end everything lands, every request finishes, every agent ends, and nothing is held any more."""
+        while self.admitted:
+            self.forward()
+        while self.computed:
+            self.result()
+        for req in list(self.h.running_batch.reqs):
+            self.end(req, "finish")
+        for key in AGENTS:
+            self.agent_ends(key)
+        self.h.settle()
+        self.h.step()
+        self.agrees_with_the_model()
+        cache = self.h.cache
+        assert cache.protected_size() == 0 and cache.uploading == set() and self.mover.moves_in_flight() == []
+        assert self.started == self.finished + self.dropped, "a move was started and never reported"
+        assert self.h.evict(10**6) + self.h.allocator.available_size() >= 160
+        cache.evict_host(10**6)
+        self.h.audit()
+        assert self.h.host.available_size() == 128 and self.h.nodes() == []
+
+    dropped = 0
+
+    # -- the model ------------------------------------------------------------------------------------------
+
+    def owners(self, tokens: list[int]) -> set[str]:
+        end = tuple(tokens)
+        return {key for key, seqs in self.cached.items() if any(seq[: len(end)] == end for seq in seqs)}
+
+    def note_cached(self, req: Any, tokens: list[int]) -> None:
+        aligned = tuple(tokens[: len(tokens) // self.page_size * self.page_size])
+        if aligned:
+            self.cached[req.agent_metadata["agent_id"] if req.agent_metadata else ANONYMOUS].add(aligned)
+
+    def forget_what_has_left(self) -> None:
+        """KV that is in the tree no more has no owners, also when somebody caches it again later."""
+        for key, seqs in self.cached.items():
+            self.cached[key] = {seq[:n] for seq in seqs if (n := self.present(seq)) > 0}
+
+    def present(self, seq: tuple[int, ...]) -> int:
+        return len(self.h.tokens_of(self.h.peek(seq)))
+
+    def used_by_requests(self) -> set[int]:
+        return {n.id for req in self.h.running_batch.reqs for n in self.h.path(req.last_node)}
+
+    def on_device(self) -> dict[int, tuple[Any, set[str]]]:
+        return {n.id: (n, self.owners(self.h.tokens_of(n))) for n in self.h.nodes() if n.value is not None}
+
+    # -- requests -------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: len(self.h.running_batch.reqs) < RUNNING_MAX)
+    @rule(agent=st.one_of(agents, agents, st.none()), prompt=prompts)
+    def admit(self, agent: str | None, prompt: list[int]) -> None:
+        self.admit_request(self.h.request(prompt, agent))
+
+    @precondition(lambda self: self.waiting and len(self.h.running_batch.reqs) < RUNNING_MAX)
+    @rule()
+    def admit_retracted(self) -> None:
+        req = self.waiting.pop(0)
+        if not self.admit_request(req):
+            self.waiting.append(req)
+
+    def admit_request(self, req: Any) -> bool:
+        admitted = self.h.admit(req)
+        if admitted:
+            self.admitted.append(req)
+        self.forget_what_has_left()
+        return admitted
+
+    @precondition(lambda self: self.admitted)
+    @rule()
+    def forward(self) -> None:
+        req = self.admitted.pop(0)
+        self.h.forward(req)
+        self.computed.append(req)
+
+    @precondition(lambda self: self.computed)
+    @rule()
+    def result(self) -> None:
+        req = self.computed.pop(0)
+        self.cache_kv(req, req.origin_input_ids + req.output_ids, lambda: self.h.result(req))
+
+    def cache_kv(self, req: Any, tokens: Any, act: Any) -> None:
+        """Run `act`, which caches the KV of `tokens`. A copy it starts may push other KV off the host first."""
+        before = {n.id for n in self.h.nodes()}
+        aligned = list(tokens)[: len(tokens) // self.page_size * self.page_size]
+        act()
+        if before - {n.id for n in self.h.nodes()}:  # gone and, it may be, cached again in one: follow the tags
+            path = self.h.path(self.h.peek(aligned))
+            for key, seqs in self.cached.items():
+                own = [t for n in path if key in owners_of(n) for t in n.key]
+                self.cached[key] = {s if s[: len(own) + 1] != tuple(aligned[: len(own) + 1]) else tuple(own)
+                                    for s in seqs} - {()}
+        self.note_cached(req, list(tokens))
+        self.forget_what_has_left()
+
+    def decoding(self) -> list[Any]:
+        return [r for r in self.h.running_batch.reqs if r not in self.admitted and r not in self.computed]
+
+    @precondition(lambda self: self.decoding())
+    @rule(data=st.data(), steps=st.integers(1, 20))
+    def decode(self, data: Any, steps: int) -> None:
+        req = data.draw(st.sampled_from(self.decoding()))
+        while self.admitted:  # passes run in the order in which they were started
+            self.forward()
+        for _ in range(steps):
+            if self.h.allocator.available_size() + self.h.cache.evictable_size() < 2 * self.page_size:
+                break
+            self.h.decode(req)
+        self.forget_what_has_left()
+
+    @precondition(lambda self: self.decoding())
+    @rule(data=st.data(), how=st.sampled_from(["finish", "finish", "abort", "drop", "retract"]))
+    def end_one(self, data: Any, how: str) -> None:
+        self.end(data.draw(st.sampled_from(self.decoding())), how)
+
+    def end(self, req: Any, how: str) -> None:
+        if how == "drop":
+            self.h.abort(req, is_insert=False)
+        elif how == "retract":
+            self.h.retract(req)
+            self.waiting.append(req)
+        else:
+            self.cache_kv(req, self.h.ids(req), lambda: getattr(self.h, how)(req))
+
+    @rule(prompt=prompts)
+    def match(self, prompt: list[int]) -> None:
+        found = self.h.match(prompt)
+        _, landing = self.h.clock.pending_slots(self.h.loads)
+        if landing.isdisjoint(found.device_indices.tolist()):
+            self.h.expect_slots(found.device_indices, prompt[: len(found.device_indices)])
+
+    # -- moves ----------------------------------------------------------------------------------------------
+
+    @rule(agent=agents)
+    def offload(self, agent: str) -> None:
+        before = self.on_device()
+        self.started += self.mover.execute(agent, Offload(1e9)).accepted
+        self.forget_what_has_left()
+        assert self.on_device().keys() == before.keys(), "an offload took KV off the device before its copies landed"
+
+    @rule(agent=agents)
+    def cancel(self, agent: str) -> None:
+        self.mover.execute(agent, CancelOffload())
+
+    @rule(agent=agents)
+    def release(self, agent: str) -> None:
+        self.mover.execute(agent, Release())
+        assert agent not in self.h.cache.owners.protected
+
+    @rule(agent=agents, quota=st.sampled_from([0, 10, 20, 32, 64, 1000]))
+    def upload(self, agent: str, quota: int) -> None:
+        before = self.on_device()
+        outcome = self.mover.execute(agent, Upload(quota, 1e9))
+        assert outcome.tokens <= quota
+        self.started += outcome.accepted
+        after = self.on_device()
+        for node_id in before.keys() - after.keys():
+            assert before[node_id][1] == set(), f"an upload evicted KV of {before[node_id][1]}"
+        self.forget_what_has_left()
+
+    @rule()
+    def land_a_backup(self) -> None:
+        self.h.clock.complete_one(self.h.writes)
+
+    @rule()
+    def land_a_load(self) -> None:
+        self.h.clock.complete_one(self.h.loads)
+
+    def on_step(self) -> None:
+        offloading = set(self.mover.offloads)
+        before, in_use = self.on_device(), self.used_by_requests()
+        done = self.mover.take_completions()
+        self.finished += len(done)
+        after = self.on_device()
+        for node_id in before.keys() - after.keys():
+            assert node_id not in in_use, "an offload moved KV that a running request uses"
+            assert len(before[node_id][1]) == 1 and before[node_id][1] <= offloading, (
+                f"an offload of {offloading} moved KV of {before[node_id][1]}")
+        moved = sum(len(before[i][0].key) for i in before.keys() - after.keys())
+        assert moved == sum(d.tokens for d in done if d.kind == "offload")
+
+    @rule()
+    def step(self) -> None:
+        self.h.step()
+
+    # -- pressure, ends, flush ------------------------------------------------------------------------------
+
+    @rule(tokens=st.integers(1, 64))
+    def evict(self, tokens: int) -> None:
+        dead = {i for i, (n, who) in self.on_device().items() if not who and n.lock_ref == 0}
+        self.h.evict(tokens)
+        left = self.on_device()
+        gone_alive = [n for n in dead if n in left]
+        if gone_alive:
+            assert self.h.cache.owners.dead_evictable_tokens(10**6) > 0
+        self.forget_what_has_left()
+
+    @rule(tokens=st.integers(1, 64))
+    def evict_host(self, tokens: int) -> None:
+        self.h.cache.evict_host(tokens)
+        self.forget_what_has_left()
+
+    @rule(agent=agents)
+    def agent_ends(self, agent: str) -> None:
+        self.dropped += agent in self.mover.offloads
+        self.mover.forget(agent)
+        self.cached[agent] = set()
+
+    @precondition(lambda self: not self.h.running_batch.reqs)
+    @rule()
+    def flush(self) -> None:
+        """SGLang flushes only when it is idle: no request and no copy that is not acknowledged."""
+        self.h.clock.complete_all(self.h.writes, self.h.loads)
+        self.h.cache.writing_check()
+        self.h.cache.loading_check()
+        self.dropped += len(self.mover.offloads) + len(self.mover.uploads) + len(self.mover.done)
+        self.h.flush()
+        self.cached = {key: set() for key in self.cached}
+
+    # -- what holds after each step -------------------------------------------------------------------------
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        self.h.audit()
+
+    @invariant()
+    def agrees_with_the_model(self) -> None:
+        for node in self.h.nodes():
+            tokens = self.h.tokens_of(node)
+            assert set(owners_of(node)) == self.owners(tokens), (
+                f"node of {len(tokens)} tokens: tags {set(owners_of(node))}, model {self.owners(tokens)}")
+
+    @invariant()
+    def offloads_and_uploads_exclude_each_other(self) -> None:
+        assert not self.mover.offloads.keys() & self.mover.uploads.keys()
+        assert self.h.cache.loads_in_flight() <= 6
+
+
+class PagedCacheMachine(CacheMachine):
+    page_size = 16
+
+
+class WriteThroughMachine(CacheMachine):
+    write_through = True
+
+
+class PagedWriteThroughMachine(PagedCacheMachine):
+    write_through = True
+
+
+@pytest.mark.parametrize("machine", [CacheMachine, PagedCacheMachine, WriteThroughMachine, PagedWriteThroughMachine])
+def test_random_lives_of_agents_keep_the_cache_and_the_model_in_agreement(machine):
+    profile = settings(
+        max_examples=2000 if LONG else 25, stateful_step_count=200 if LONG else 60, deadline=None,
+        derandomize=not LONG, database=None, suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink) if LONG else (Phase.generate, Phase.shrink))
+    run_state_machine_as_test(machine, settings=profile)
