@@ -148,7 +148,8 @@ class Controller:
                 retry_at = self.now + DECLINED_RETRY_S
                 wake_at = retry_at if wake_at is None else min(wake_at, retry_at)
         if agent.rids and wake_at is None:
-            wake_at = self.now + ACTIVE_RECHECK_S if agent.calls.open else None
+            waits = agent.calls.open or agent.lease_until is not None
+            wake_at = self.now + ACTIVE_RECHECK_S if waits else None  # its request may vanish without a word
         self._sleep(agent, wake_at)
 
     def _record(self, agent: Agent, action: Action, outcome: Outcome) -> None:
