@@ -147,10 +147,16 @@ class Controller:
             if not outcome.accepted:
                 retry_at = self.now + DECLINED_RETRY_S
                 wake_at = retry_at if wake_at is None else min(wake_at, retry_at)
+                self._end_lease_that_is_over(agent)
         if agent.rids and wake_at is None:
             waits = agent.calls.open or agent.lease_until is not None
             wake_at = self.now + ACTIVE_RECHECK_S if waits else None  # its request may vanish without a word
         self._sleep(agent, wake_at)
+
+    def _end_lease_that_is_over(self, agent: Agent) -> None:
+        """A declined renewal does not prolong a lease."""
+        if agent.lease_until is not None and self.now >= agent.lease_until:
+            self._record(agent, Release(), self.mechanism.execute(agent.key, Release()))
 
     def _record(self, agent: Agent, action: Action, outcome: Outcome) -> None:
         kind = {Offload: "offload", Upload: "upload"}.get(type(action))
