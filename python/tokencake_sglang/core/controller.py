@@ -186,6 +186,10 @@ class Controller:
                 agent.upload_ready = True
             else:
                 self.counters["uploads_late"] += 1
+        elif tokens == 0:  # cancelled, or all of it is in use: not again in every step
+            retry_at = self.now + DECLINED_RETRY_S
+            self._sleep(agent, retry_at if agent.wake_at is None else min(agent.wake_at, retry_at))
+            return
         self._mark_due(agent)
 
     def _settle_upload(self, agent: Agent, *, stall_ended: bool) -> None:
