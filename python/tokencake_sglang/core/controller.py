@@ -115,11 +115,10 @@ class Controller:
         for done in self.mechanism.take_completions():
             self._complete(done.key, done.kind, done.tokens)
         self._forget_one_stale()
-        while self._timers and self._timers[0][0] <= self.now:
-            _, _, key, generation = heapq.heappop(self._timers)
-            agent = self.agents.get(key)
-            if agent is not None and agent.generation == generation:
-                self._due[key] = None
+        while self._timers and (self._timers[0][0] <= self.now or not self._is_live(self._timers[0])):
+            timer = heapq.heappop(self._timers)
+            if self._is_live(timer):
+                self._due[timer[2]] = None
         if not self._due:
             return
         live = None
@@ -210,12 +209,13 @@ class Controller:
         if len(self._timers) > 4 * len(self.agents) + TIMER_SLACK:
             self._drop_stale_timers()
 
-    def _drop_stale_timers(self) -> None:
-        def is_live(key: str, generation: int) -> bool:
-            agent = self.agents.get(key)
-            return agent is not None and agent.generation == generation
+    def _is_live(self, timer: tuple[float, int, str, int]) -> bool:
+        """Whether its agent still waits for this timer (there was no later decision)."""
+        agent = self.agents.get(timer[2])
+        return agent is not None and agent.generation == timer[3]
 
-        self._timers = [timer for timer in self._timers if is_live(timer[2], timer[3])]
+    def _drop_stale_timers(self) -> None:
+        self._timers = [timer for timer in self._timers if self._is_live(timer)]
         heapq.heapify(self._timers)
 
     def _end_agent(self, agent: Agent) -> None:
