@@ -64,6 +64,7 @@ class Controller:
         """A request of this agent finished or was aborted."""
         agent = self.agents.get(key)
         if agent is None:
+            self.mechanism.forget(key)  # it ended before its request did, which has left KV under its name
             return
         agent.rids.pop(rid, None)
         self.agents.touch(agent, self.now)
