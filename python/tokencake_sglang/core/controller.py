@@ -40,6 +40,7 @@ class Controller:
         self._due: dict[str, None] = {}
         self._timers: list[tuple[float, int, str, int]] = []
         self._timer_seq = 0
+        self._live: frozenset[str] | None = None  # of this step, once somebody needs it
 
     # -- events ---------------------------------------------------------------------------------------------
 
@@ -115,23 +116,27 @@ class Controller:
         """One scheduler step: completions, then the agents that are due, boundedly many."""
         for done in self.mechanism.take_completions():
             self._complete(done.key, done.kind, done.tokens)
-        self._forget_one_stale()
+        self._live = None
+        self._forget_stale()
         while self._timers and (self._timers[0][0] <= self.now or not self._is_live(self._timers[0])):
             timer = heapq.heappop(self._timers)
             if self._is_live(timer):
                 self._due[timer[2]] = None
         if not self._due:
             return
-        live = None
         for key in list(self._due)[:DECISIONS_PER_STEP]:
             del self._due[key]
             agent = self.agents.get(key)
             if agent is None:
                 continue
-            if agent.rids:
-                live = self.mechanism.live_rids() if live is None else live
-                agent.rids = {rid: None for rid in agent.rids if rid in live}
+            self._drop_vanished_requests(agent)
             self._decide(agent)
+
+    def _drop_vanished_requests(self, agent: Agent) -> None:
+        """Aborted in the queue or dropped: nobody tells, so look."""
+        if agent.rids:
+            self._live = self.mechanism.live_rids() if self._live is None else self._live
+            agent.rids = {rid: None for rid in agent.rids if rid in self._live}
 
     def view(self, agent: Agent) -> AgentView:
         return AgentView(
@@ -221,18 +226,26 @@ class Controller:
 
     def _end_agent(self, agent: Agent) -> None:
         self.counters["agents_ended"] += 1
+        self._remove(agent, ended=True)
+
+    def _forget_stale(self) -> None:
+        """Forget agents that are idle for too long or too many, boundedly many; one with a live request stays."""
+        for _ in range(DECISIONS_PER_STEP):
+            agent = self.agents.stale(self.now)
+            if agent is None:
+                return
+            self._drop_vanished_requests(agent)
+            if agent.rids:
+                self.agents.touch(agent, self.now)
+                continue
+            self.counters["agents_forgotten"] += 1
+            self._remove(agent, ended=False)
+
+    def _remove(self, agent: Agent, *, ended: bool) -> None:
         self.counters["stalls_finished"] += agent.calls.end_all()
-        self.agents.remove(agent.key, ended=True)
+        self.agents.remove(agent.key, ended=ended)
         self._due.pop(agent.key, None)
         self.mechanism.forget(agent.key)
-
-    def _forget_one_stale(self) -> None:
-        agent = self.agents.stale(self.now)
-        if agent is not None:
-            self.counters["agents_forgotten"] += 1
-            self.agents.remove(agent.key, ended=False)
-            self._due.pop(agent.key, None)
-            self.mechanism.forget(agent.key)
 
     def _unknown(self, event: str, name: str | None, ended: bool) -> Reply:
         if not ended:
