@@ -101,6 +101,8 @@ class Controller:
 
     def reset(self) -> None:
         """The cache was flushed: moves and leases are gone, the agents and their calls are not."""
+        for done in self.mechanism.take_completions():
+            self._complete(done.key, done.kind, done.tokens)
         for agent in self.agents:
             agent.move = agent.lease_until = None
             agent.upload_ready = False
