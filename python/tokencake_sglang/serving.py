@@ -43,8 +43,9 @@ def load_plugins(config: TokenCakeConfig | None) -> None:
     load()
     verify_http()
     if config is not None and refuse.BACKEND not in registered_radix_cache_backends():
-        raise TokenCakeError("TokenCake's cache was not registered with SGLang: its plugin failed, and the log above"
-                             " says why. Run `tokencake doctor`.")
+        raise TokenCakeError("TokenCake's cache was not registered with SGLang. Either its plugin failed, and the log"
+                             " above says why, or this process has created an engine without TokenCake before: SGLang"
+                             " loads plugins once. Run `tokencake doctor`, or use a new process.")
 
 
 def prepare(given: Mapping[str, Any], enabled: bool) -> tuple[str, dict[str, Any]]:
