@@ -82,7 +82,8 @@ def _random_event(rng: random.Random) -> Event:
 
 
 def _random_client_event(rng: random.Random, key: str) -> dict[str, Any]:
-    event: dict[str, Any] = {"event": rng.choice(("stall_started",) * 5 + ("stall_finished",) * 4 + ("agent_finished",))}
+    names = ("stall_started",) * 5 + ("stall_finished",) * 4 + ("agent_finished",)
+    event: dict[str, Any] = {"event": rng.choice(names)}
     event["agent_id" if rng.random() < 0.8 else "lifecycle_id"] = key
     if event["event"] != "agent_finished":
         event["call_id"] = rng.choice(CALLS)
@@ -95,7 +96,7 @@ def _random_client_event(rng: random.Random, key: str) -> dict[str, Any]:
 
 
 def digest(logs: int = 200, length: int = 120) -> str:
-    """A fingerprint of what so many random logs lead to, with the number of actions, so that an empty result would show."""
+    """A fingerprint of what so many random logs lead to, and the number of actions (an empty result would show)."""
     found, actions = hashlib.sha256(), 0
     for seed in range(logs):
         result = replay(random_events(random.Random(seed), length))
