@@ -7,11 +7,12 @@ tensor-parallel rank reaches the same decisions in the same step. Time comes in 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from typing import Any
 
 from tokencake_sglang.core.agents import Agent, AgentTable
 from tokencake_sglang.core.config import TokenCakeConfig
-from tokencake_sglang.core.plan import Action, Mechanism, Offload, Outcome, Policy, Release, Upload
+from tokencake_sglang.core.plan import Action, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
 from tokencake_sglang.core.policy import make_policy
 from tokencake_sglang.core.stalls import Reply
 from tokencake_sglang.core.types import AgentIdentity, AgentView
@@ -37,6 +38,7 @@ class Controller:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.declined: dict[str, int] = {}
         self.now = 0.0
+        self.observe: Callable[[float, str, Decision, Outcome | None], None] = lambda *_: None
         self._due: dict[str, None] = {}
         self._timers: list[tuple[float, int, str, int]] = []
         self._timer_seq = 0
@@ -140,13 +142,14 @@ class Controller:
 
     def _decide(self, agent: Agent) -> None:
         decision = self.policy.decide(self.now, self.view(agent), self.mechanism.pool())
-        wake_at = decision.wake_at
+        wake_at, outcome = decision.wake_at, None
         if decision.action is not None:
             outcome = self.mechanism.execute(agent.key, decision.action)
             self._record(agent, decision.action, outcome)
             if not outcome.accepted:
                 retry_at = self.now + DECLINED_RETRY_S
                 wake_at = retry_at if wake_at is None else min(wake_at, retry_at)
+        self.observe(self.now, agent.key, decision, outcome)
         if agent.rids and wake_at is None:
             wake_at = self.now + ACTIVE_RECHECK_S if agent.calls.open else None
         self._sleep(agent, wake_at)
