@@ -131,6 +131,8 @@ class ServerProcess:
         paths += [str(PACKAGE_ROOT), *filter(None, [env.get("PYTHONPATH")])]
         env.update(STRICT_CHECKS, PYTHONPATH=os.pathsep.join(paths), PYTHONUNBUFFERED="1")
         env.setdefault("OMP_NUM_THREADS", "1")
+        # Compiling a thousand modules anew in each of three processes would double the start-up time.
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
         if self.model is None:
             env["SGLANG_DISABLED_MODEL_ARCHS"] = other_model_archs()
         for name, value in self.extra_env.items():
