@@ -53,7 +53,7 @@ class TokenCakeConfig:
             _check(f.name, f.default, getattr(self, f.name), f.metadata)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "TokenCakeConfig":
+    def from_dict(cls, values: dict[str, Any]) -> TokenCakeConfig:
         """Build from plain values; raises ConfigError on an unknown name, wrong type or value out of range."""
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(values) - set(known))
@@ -67,22 +67,23 @@ class TokenCakeConfig:
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> "TokenCakeConfig":
+    def from_json(cls, text: str) -> TokenCakeConfig:
         try:
             values = json.loads(text)
         except ValueError as error:
             raise ConfigError(f"TokenCake settings are not valid JSON: {error}.") from None
         if not isinstance(values, dict):
-            raise ConfigError(f"TokenCake settings must be an object of names and values, found {type(values).__name__}.")
+            raise ConfigError(f"TokenCake settings must be an object, found {type(values).__name__}.")
         return cls.from_dict(values)
 
 
 def _check(name: str, default: Any, value: Any, meta: Any) -> None:
     wanted = type(default)
     is_number = wanted in (int, float)
-    fits = isinstance(value, (int, float) if wanted is float else wanted) and not (is_number and isinstance(value, bool))
-    if not fits:
-        raise ConfigError(f"TokenCake setting {name} must be {wanted.__name__}, found {value!r} ({type(value).__name__}).")
+    allowed = (int, float) if wanted is float else wanted
+    if not isinstance(value, allowed) or (is_number and isinstance(value, bool)):
+        raise ConfigError(
+            f"TokenCake setting {name} must be {wanted.__name__}, found {value!r} ({type(value).__name__}).")
     if meta["choices"] and value not in meta["choices"]:
         raise ConfigError(f"TokenCake setting {name} is {value!r}; allowed: {', '.join(meta['choices'])}.")
     if is_number and not (meta["low"] <= value <= meta["high"]):

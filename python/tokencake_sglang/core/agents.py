@@ -1,0 +1,126 @@
+"""The agents the server knows: who they are, what they wait for, which requests they have. Bounded."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.stalls import CallTable
+from tokencake_sglang.core.types import AgentIdentity
+
+LIFECYCLES_KEPT = 64
+ENDED_KEPT = 4096
+
+
+@dataclass
+class Agent:
+    identity: AgentIdentity
+    calls: CallTable
+    last_seen: float
+    rids: dict[str, None] = field(default_factory=dict)  # requests that were added and have not ended
+    lifecycles: dict[str, None] = field(default_factory=dict)
+    returned_at: float | None = None
+    move: str | None = None
+    lease_until: float | None = None
+    upload_ready: bool = False  # an upload of this stall has landed, and the tool is still out
+    wake_at: float | None = None
+    generation: int = 0
+    requests: int = 0
+
+    @property
+    def key(self) -> str:
+        return self.identity.key
+
+    @property
+    def state(self) -> str:
+        if self.rids:
+            return "active"
+        return "stalled" if self.calls.open else "idle"
+
+
+class AgentTable:
+    """Agents by key, least recently seen first; remembers which have ended so that repeats are known."""
+
+    def __init__(self, config: TokenCakeConfig) -> None:
+        self.config = config
+        self.agents: OrderedDict[str, Agent] = OrderedDict()
+        self.by_lifecycle: dict[str, str] = {}
+        self.ended: OrderedDict[str, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.agents)
+
+    def __iter__(self) -> Iterator[Agent]:
+        return iter(self.agents.values())
+
+    def get(self, key: str) -> Agent | None:
+        return self.agents.get(key)
+
+    def find(self, agent_id: str | None, lifecycle_id: str | None) -> Agent | None:
+        """The agent that an event names: by its id, else by the id of one of its calls to the model."""
+        if agent_id is not None:
+            return self.agents.get(agent_id)
+        key = self.by_lifecycle.get(lifecycle_id or "", lifecycle_id or "")
+        return self.agents.get(key)
+
+    def has_ended(self, agent_id: str | None, lifecycle_id: str | None) -> bool:
+        return (agent_id or lifecycle_id or "") in self.ended
+
+    def see(self, now: float, identity: AgentIdentity) -> Agent:
+        """Know this agent from now on (or again) and remember the request's lifecycle id."""
+        agent = self.agents.get(identity.key)
+        if agent is None:
+            agent = Agent(identity, CallTable(self.config.default_stall_s), now)
+            self.agents[identity.key] = agent
+            self.ended.pop(identity.key, None)
+        agent.identity = identity
+        self.touch(agent, now)
+        if identity.lifecycle_id is not None:
+            self.ended.pop(identity.lifecycle_id, None)
+            self._remember_lifecycle(agent, identity.lifecycle_id)
+        return agent
+
+    def touch(self, agent: Agent, now: float) -> None:
+        agent.last_seen = now
+        self.agents.move_to_end(agent.key)
+
+    def remove(self, key: str, *, ended: bool) -> Agent | None:
+        agent = self.agents.pop(key, None)
+        if agent is None:
+            return None
+        for lifecycle_id in agent.lifecycles:
+            if self.by_lifecycle.get(lifecycle_id) == key:
+                del self.by_lifecycle[lifecycle_id]
+        if ended:
+            for name in (key, *agent.lifecycles):
+                self.ended[name] = None
+            while len(self.ended) > ENDED_KEPT:
+                self.ended.popitem(last=False)
+        return agent
+
+    def stale(self, now: float) -> Agent | None:
+        """The agent to forget next: idle for too long, or the oldest when there are too many; else None."""
+        if not self.agents:
+            return None
+        oldest = next(iter(self.agents.values()))
+        if len(self.agents) > self.config.max_agents:
+            return oldest
+        stall = oldest.calls.view()
+        quiet_since = max(oldest.last_seen, stall.predicted_end) if stall else oldest.last_seen
+        if now - oldest.last_seen < self.config.agent_idle_s:
+            return None
+        if oldest.move is not None or now - quiet_since < self.config.agent_idle_s:
+            self.touch(oldest, oldest.last_seen)
+            return None
+        return oldest
+
+    def _remember_lifecycle(self, agent: Agent, lifecycle_id: str) -> None:
+        agent.lifecycles[lifecycle_id] = None
+        self.by_lifecycle[lifecycle_id] = agent.key
+        while len(agent.lifecycles) > LIFECYCLES_KEPT:
+            old = next(iter(agent.lifecycles))
+            del agent.lifecycles[old]
+            if self.by_lifecycle.get(old) == agent.key:
+                del self.by_lifecycle[old]

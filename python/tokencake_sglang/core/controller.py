@@ -1,0 +1,235 @@
+"""Folds events, asks the policy about the agents that are due, and has the engine carry out its decisions.
+
+Everything here is a function of the folded events and of what the mechanism reports, so every
+tensor-parallel rank reaches the same decisions in the same step. Time comes in with `tick` only.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+from tokencake_sglang.core.agents import Agent, AgentTable
+from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.plan import Action, Mechanism, Offload, Outcome, Policy, Release, Upload
+from tokencake_sglang.core.policy import make_policy
+from tokencake_sglang.core.stalls import Reply
+from tokencake_sglang.core.types import AgentIdentity, AgentView
+
+DECISIONS_PER_STEP = 64
+DECLINED_RETRY_S = 0.25
+ACTIVE_RECHECK_S = 1.0
+TIMER_SLACK = 1024
+
+COUNTERS = (
+    "stalls_started", "stalls_finished", "offloads_started", "offloads_completed", "offloads_declined",
+    "tokens_offloaded", "uploads_started", "uploads_completed", "uploads_on_time", "uploads_late",
+    "uploads_declined", "tokens_uploaded", "leases_ended", "agents_ended", "agents_forgotten",
+)
+
+
+class Controller:
+    def __init__(self, config: TokenCakeConfig, mechanism: Mechanism, policy: Policy | None = None) -> None:
+        self.config = config
+        self.mechanism = mechanism
+        self.policy = policy or make_policy(config)
+        self.agents = AgentTable(config)
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self.declined: dict[str, int] = {}
+        self.now = 0.0
+        self._due: dict[str, None] = {}
+        self._timers: list[tuple[float, int, str, int]] = []
+        self._timer_seq = 0
+
+    # -- events ---------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Time moves on; it never goes back, whatever a clock says."""
+        self.now = max(self.now, now)
+
+    def request_added(self, identity: AgentIdentity, rid: str) -> None:
+        """A request of this agent joined the queue. Unless it is one that was retracted, its tools have returned."""
+        agent = self.agents.see(self.now, identity)
+        if rid in agent.rids:
+            return
+        agent.rids[rid] = None
+        agent.requests += 1
+        ended = agent.calls.end_all()
+        self.counters["stalls_finished"] += ended
+        self._settle_upload(agent, stall_ended=ended > 0)
+        agent.returned_at = None
+        self._mark_due(agent)
+
+    def request_ended(self, key: str, rid: str) -> None:
+        """A request of this agent finished or was aborted."""
+        agent = self.agents.get(key)
+        if agent is None:
+            return
+        agent.rids.pop(rid, None)
+        self.agents.touch(agent, self.now)
+        self._mark_due(agent)
+
+    def event(self, event: dict[str, Any]) -> Reply:
+        """Fold one validated client event and answer it."""
+        agent_id, lifecycle_id = event.get("agent_id"), event.get("lifecycle_id")
+        agent = self.agents.find(agent_id, lifecycle_id)
+        name = agent_id or lifecycle_id
+        if agent is None:
+            return self._unknown(event["event"], name, self.agents.has_ended(agent_id, lifecycle_id))
+        self.agents.touch(agent, self.now)
+        if event["event"] == "agent_finished":
+            self._end_agent(agent)
+            return Reply(200, "applied", f"Agent {agent.key!r} has ended; its KV is ordinary cache now.")
+        if event["event"] == "stall_started":
+            reply = agent.calls.start(
+                self.now, event.get("call_id"), event["kind"], event.get("estimated_duration_s"))
+            if reply.result == "applied":
+                self.counters["stalls_started"] += 1
+                agent.returned_at = None
+                self._mark_due(agent)
+            return reply
+        reply = agent.calls.finish(event.get("call_id"), event["outcome"])
+        if reply.result == "applied":
+            self.counters["stalls_finished"] += 1
+            if not agent.calls.open:
+                agent.returned_at = self.now
+                self._settle_upload(agent, stall_ended=True)
+            self._mark_due(agent)
+        return reply
+
+    def reset(self) -> None:
+        """The cache was flushed: moves and leases are gone, the agents and their calls are not."""
+        for agent in self.agents:
+            agent.move = agent.lease_until = None
+            agent.upload_ready = False
+
+    # -- the step -------------------------------------------------------------------------------------------
+
+    @property
+    def has_timers(self) -> bool:
+        """Whether anything here waits for time to pass."""
+        return bool(self._due or self._timers)
+
+    def step(self) -> None:
+        """One scheduler step: completions, then the agents that are due, boundedly many."""
+        for done in self.mechanism.take_completions():
+            self._complete(done.key, done.kind, done.tokens)
+        self._forget_one_stale()
+        while self._timers and self._timers[0][0] <= self.now:
+            _, _, key, generation = heapq.heappop(self._timers)
+            agent = self.agents.get(key)
+            if agent is not None and agent.generation == generation:
+                self._due[key] = None
+        if not self._due:
+            return
+        live = None
+        for key in list(self._due)[:DECISIONS_PER_STEP]:
+            del self._due[key]
+            agent = self.agents.get(key)
+            if agent is None:
+                continue
+            if agent.rids:
+                live = self.mechanism.live_rids() if live is None else live
+                agent.rids = {rid: None for rid in agent.rids if rid in live}
+            self._decide(agent)
+
+    def view(self, agent: Agent) -> AgentView:
+        return AgentView(
+            agent.key, agent.identity.agent_type, bool(agent.rids), agent.calls.view(), agent.returned_at,
+            agent.move, agent.lease_until, self.mechanism.footprint(agent.key))
+
+    def _decide(self, agent: Agent) -> None:
+        decision = self.policy.decide(self.now, self.view(agent), self.mechanism.pool())
+        wake_at = decision.wake_at
+        if decision.action is not None:
+            outcome = self.mechanism.execute(agent.key, decision.action)
+            self._record(agent, decision.action, outcome)
+            if not outcome.accepted:
+                retry_at = self.now + DECLINED_RETRY_S
+                wake_at = retry_at if wake_at is None else min(wake_at, retry_at)
+        if agent.rids and wake_at is None:
+            wake_at = self.now + ACTIVE_RECHECK_S if agent.calls.open else None
+        self._sleep(agent, wake_at)
+
+    def _record(self, agent: Agent, action: Action, outcome: Outcome) -> None:
+        kind = {Offload: "offload", Upload: "upload"}.get(type(action))
+        if isinstance(action, Release):
+            agent.lease_until = None
+            self.counters["leases_ended"] += 1
+        if kind is None:
+            return
+        if not outcome.accepted:
+            self.counters[f"{kind}s_declined"] += 1
+            self.declined[outcome.reason] = self.declined.get(outcome.reason, 0) + 1
+            return
+        agent.move = kind
+        agent.upload_ready = False
+        agent.lease_until = action.lease_until
+        self.counters[f"{kind}s_started"] += 1
+
+    def _complete(self, key: str, kind: str, tokens: int) -> None:
+        self.counters[f"{kind}s_completed"] += 1
+        self.counters[f"tokens_{kind}ed"] += tokens
+        agent = self.agents.get(key)
+        if agent is None:
+            return
+        agent.move = None
+        if kind == "upload":
+            if agent.calls.open:
+                agent.upload_ready = True
+            else:
+                self.counters["uploads_late"] += 1
+        self._mark_due(agent)
+
+    def _settle_upload(self, agent: Agent, *, stall_ended: bool) -> None:
+        """The tool is back: an upload that had landed before was on time."""
+        if stall_ended and agent.upload_ready:
+            self.counters["uploads_on_time"] += 1
+        agent.upload_ready = False
+
+    def _mark_due(self, agent: Agent) -> None:
+        self._due[agent.key] = None
+
+    def _sleep(self, agent: Agent, wake_at: float | None) -> None:
+        agent.generation += 1
+        agent.wake_at = wake_at
+        if wake_at is not None:
+            self._timer_seq += 1
+            heapq.heappush(self._timers, (wake_at, self._timer_seq, agent.key, agent.generation))
+        if len(self._timers) > 4 * len(self.agents) + TIMER_SLACK:
+            self._drop_stale_timers()
+
+    def _drop_stale_timers(self) -> None:
+        def is_live(key: str, generation: int) -> bool:
+            agent = self.agents.get(key)
+            return agent is not None and agent.generation == generation
+
+        self._timers = [timer for timer in self._timers if is_live(timer[2], timer[3])]
+        heapq.heapify(self._timers)
+
+    def _end_agent(self, agent: Agent) -> None:
+        self.counters["agents_ended"] += 1
+        self.counters["stalls_finished"] += agent.calls.end_all()
+        self.agents.remove(agent.key, ended=True)
+        self._due.pop(agent.key, None)
+        self.mechanism.forget(agent.key)
+
+    def _forget_one_stale(self) -> None:
+        agent = self.agents.stale(self.now)
+        if agent is not None:
+            self.counters["agents_forgotten"] += 1
+            self.agents.remove(agent.key, ended=False)
+            self._due.pop(agent.key, None)
+            self.mechanism.forget(agent.key)
+
+    def _unknown(self, event: str, name: str | None, ended: bool) -> Reply:
+        if not ended:
+            return Reply(404, "unknown_agent", (
+                f"No request of agent {name!r} has been seen. Send the request with this id in its `tokencake`"
+                f" object first; ids are forgotten after {self.config.agent_idle_s:g} s of silence."))
+        if event == "agent_finished":
+            return Reply(200, "duplicate", f"Agent {name!r} had ended before; nothing changed.")
+        if event == "stall_finished":
+            return Reply(200, "late_finish", f"Agent {name!r} has ended already.")
+        return Reply(409, "conflict", (
+            f"Agent {name!r} has ended; a stall cannot start after that. Its next request makes it known again."))

@@ -1,0 +1,90 @@
+"""Decisions as values. A policy returns them, the engine carries them out or declines with a reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from tokencake_sglang.core.types import AgentView, Footprint, PoolView
+
+
+@dataclass(frozen=True)
+class Offload:
+    """Back up the agent's unshared KV where it is not yet, then take it off the device; until `lease_until` its
+    host copy is given up after all others. Replaces an earlier lease."""
+
+    lease_until: float
+
+
+@dataclass(frozen=True)
+class CancelOffload:
+    """Keep on the device what has not left it yet."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Bring back at most `max_tokens` of the agent's latest path and protect it until `lease_until`."""
+
+    max_tokens: int
+    lease_until: float
+
+
+@dataclass(frozen=True)
+class Release:
+    """End the agent's lease; its KV stays where it is, without protection."""
+
+
+Action = Offload | CancelOffload | Upload | Release
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do now for one agent, why, and when to look again (None: at its next event)."""
+
+    action: Action | None
+    reason: str
+    wake_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The engine's answer. `tokens` are those that will move; `reason` says why it declined."""
+
+    accepted: bool
+    tokens: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class MoveDone:
+    """A move has ended: `kind` is "offload" or "upload", `tokens` are those that really moved."""
+
+    key: str
+    kind: str
+    tokens: int
+
+
+class Policy(Protocol):
+    """Decides for one agent at a time from values alone; equal input gives equal output on every rank."""
+
+    def decide(self, now: float, agent: AgentView, pool: PoolView) -> Decision: ...
+
+
+class Mechanism(Protocol):
+    """What the engine offers to the controller. No method decides; `execute` may decline."""
+
+    def footprint(self, key: str) -> Footprint: ...
+
+    def pool(self) -> PoolView: ...
+
+    def live_rids(self) -> frozenset[str]:
+        """Ids of all requests that wait or run at this moment."""
+        ...
+
+    def execute(self, key: str, action: Action) -> Outcome: ...
+
+    def take_completions(self) -> list[MoveDone]: ...
+
+    def forget(self, key: str) -> None:
+        """Drop the agent's ownership and protection; its KV becomes ordinary cache."""
+        ...

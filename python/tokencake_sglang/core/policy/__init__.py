@@ -1,0 +1,13 @@
+"""Policies: pure functions of (now, agent, pool). One file each; `make_policy` names them."""
+
+from __future__ import annotations
+
+from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.plan import Policy
+from tokencake_sglang.core.policy.eager import EagerPolicy
+from tokencake_sglang.core.policy.none import NonePolicy
+
+
+def make_policy(config: TokenCakeConfig) -> Policy:
+    """The policy that `config.offload_policy` names (validated by the config)."""
+    return {"eager": EagerPolicy, "none": NonePolicy}[config.offload_policy](config)

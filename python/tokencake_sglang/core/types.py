@@ -1,0 +1,84 @@
+"""Small frozen values shared by the policy side and the engine side. Tokens are KV slots, times are seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+IDENTITY_FIELDS = ("app_id", "graph_id", "node_id", "agent_type", "agent_id", "lifecycle_id")
+
+
+@dataclass(frozen=True)
+class AgentIdentity:
+    """Who sent a request. `key` names the agent: its `agent_id`, else the `lifecycle_id` of the one call."""
+
+    app_id: str | None = None
+    graph_id: str | None = None
+    node_id: str | None = None
+    agent_type: str | None = None
+    agent_id: str | None = None
+    lifecycle_id: str | None = None
+
+    @property
+    def key(self) -> str:
+        return self.agent_id or self.lifecycle_id or ""
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str] | None) -> AgentIdentity | None:
+        """The identity in a request's metadata; None when it names no agent. Unknown fields are ignored."""
+        if not metadata:
+            return None
+        known = {name: metadata[name] for name in IDENTITY_FIELDS if isinstance(metadata.get(name), str)}
+        identity = cls(**known)
+        return identity if identity.key else None
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The KV an agent owns, in tokens. A token may be on the device and on the host at the same time."""
+
+    device_tokens: int = 0
+    host_tokens: int = 0
+    unshared_device_tokens: int = 0  # on the device, owned by nobody else: what an offload frees
+    restore_tokens: int = 0  # missing on the device along its latest path: what an upload brings back
+
+
+@dataclass(frozen=True)
+class PoolView:
+    """Memory and demand as the scheduler sees them in this step, in tokens."""
+
+    device_total: int
+    device_free: int
+    device_evictable: int
+    device_dead: int  # evictable KV whose owners have all ended; nobody loses when it goes
+    host_total: int
+    host_free: int
+    waiting_requests: int
+    waiting_head_tokens: int  # device tokens that the first waiting requests need
+    running_requests: int
+    loads_in_flight: int
+    load_slots: int
+
+
+@dataclass(frozen=True)
+class StallView:
+    """The tool calls an agent waits for, taken together."""
+
+    kind: str
+    started_at: float
+    predicted_end: float
+    open_calls: int
+
+
+@dataclass(frozen=True)
+class AgentView:
+    """What a policy may know of one agent. `active`: a request of it waits or runs."""
+
+    key: str
+    agent_type: str | None
+    active: bool
+    stall: StallView | None
+    returned_at: float | None  # when its last stall ended, if no request has come since
+    move: str | None  # "offload" or "upload" while one is under way
+    lease_until: float | None
+    footprint: Footprint

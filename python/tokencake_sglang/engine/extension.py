@@ -1,0 +1,75 @@
+"""The scheduler's side of TokenCake: time and events in, one controller step per iteration, answers out."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from sglang.srt.managers.scheduler_extension import SchedulerExtension
+from sglang.utils import TypeBasedDispatcher
+from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.controller import Controller
+from tokencake_sglang.core.types import AgentIdentity
+from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
+from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, TokenCakeTickReq
+from tokencake_sglang.engine.moves import KvMover
+from tokencake_sglang.engine.state import state_report
+from tokencake_sglang.engine.verify import verify_cache, verify_scheduler
+
+
+class TokenCakeExtension(SchedulerExtension):
+    def __init__(self, scheduler: Any, config: TokenCakeConfig) -> None:
+        verify_cache(scheduler.tree_cache)
+        self.config = config
+        self.cache: TokenCakeHiRadixCache = scheduler.tree_cache
+        self.mover = KvMover(self.cache, scheduler)
+        self.controller = Controller(config, self.mover)
+        self.cache.on_step = self.controller.step
+        self.cache.on_request_ended = self.controller.request_ended
+        self.cache.on_reset = self._on_reset
+        self._last_tick = 0.0
+        scheduler._request_dispatcher += TypeBasedDispatcher([
+            (TokenCakeTickReq, self._on_tick),
+            (TokenCakeControlReq, self._on_control),
+        ])
+        verify_scheduler(scheduler, TokenCakeControlReq, TokenCakeTickReq)
+
+    # -- seams ----------------------------------------------------------------------------------------------
+
+    def extend_received(self, recv_reqs: list[Any]) -> list[Any]:
+        """Rank 0: put the time before the messages of this step when anything in it, or pending, needs time."""
+        now = time.monotonic()
+        waits = self.controller.has_timers and now - self._last_tick >= self.config.tick_interval_s
+        if not recv_reqs and not waits:
+            return recv_reqs
+        self._last_tick = now
+        return [TokenCakeTickReq(now=now), *recv_reqs]
+
+    def on_request_added(self, req: Any) -> None:
+        identity = AgentIdentity.from_metadata(req.agent_metadata)
+        if identity is not None:
+            self.controller.request_added(identity, req.rid)
+
+    def _on_tick(self, tick: TokenCakeTickReq) -> None:
+        self.controller.tick(tick.now)
+
+    def _on_control(self, req: TokenCakeControlReq) -> TokenCakeControlReqOutput:
+        payload = json.loads(req.payload)
+        if req.op == "state":
+            status, body = 200, state_report(self, payload.get("agents", 100))
+        else:
+            reply = self.controller.event(payload)
+            status, body = reply.status, reply_body(reply.status, reply.result, reply.message)
+        return TokenCakeControlReqOutput(
+            http_worker_ipc=req.http_worker_ipc, control_id=req.control_id, status=status, body=json.dumps(body))
+
+    def _on_reset(self) -> None:
+        self.mover.reset()
+        self.controller.reset()
+
+
+def reply_body(status: int, result: str, message: str) -> dict[str, Any]:
+    if status == 200:
+        return {"status": result, "message": message}
+    return {"error": {"code": status, "reason": result, "message": message}}

@@ -1,0 +1,241 @@
+"""Carries out the controller's decisions on the cache: offloads, uploads, leases. It never decides.
+
+An offload is two-phase: nodes without a host copy are backed up first (SGLang locks them until the copy is
+acknowledged), and only then leave the device, leaf first. An upload takes free memory, or memory of dead KV,
+up to its quota; it starts its copies at once and SGLang locks the nodes until they have landed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+from tokencake_sglang.core.plan import Action, CancelOffload, MoveDone, Offload, Outcome, Release, Upload
+from tokencake_sglang.core.types import Footprint, PoolView
+from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
+from tokencake_sglang.engine.owners import owners_of
+
+BATCH_LOAD_SLOTS = 3  # slots left to the loads that SGLang starts with a prefill batch
+WAITING_HEAD = 8  # waiting requests whose demand an upload must leave room for
+HOST_RANK_ORDINARY = 1
+
+
+@dataclass
+class _Offload:
+    nodes: list[Any]  # leaf side first
+
+
+@dataclass
+class _Upload:
+    end: Any
+    node_ids: list[int]
+    tokens: int
+
+
+class KvMover:
+    """The controller's Mechanism on one scheduler's cache. Equal on every tensor-parallel rank."""
+
+    def __init__(self, cache: TokenCakeHiRadixCache, scheduler: Any) -> None:
+        self.cache = cache
+        self.scheduler = scheduler
+        self.offloads: dict[str, _Offload] = {}
+        self.uploads: dict[str, _Upload] = {}
+        self.done: list[MoveDone] = []
+
+    # -- what the controller may know -----------------------------------------------------------------------
+
+    def footprint(self, key: str) -> Footprint:
+        return self.cache.owners.footprint(key)
+
+    def pool(self) -> PoolView:
+        allocator, host = self.cache.token_to_kv_pool_allocator, self.cache.token_to_kv_pool_host
+        total = self.scheduler.max_total_num_tokens
+        waiting = self.scheduler.waiting_queue
+        return PoolView(
+            device_total=total,
+            device_free=allocator.available_size(),
+            device_evictable=self.cache.evictable_size(),
+            device_dead=self.cache.owners.dead_evictable_tokens(total),
+            host_total=host.size,
+            host_free=host.available_size(),
+            waiting_requests=len(waiting),
+            waiting_head_tokens=sum(self._demand(req) for req in waiting[:WAITING_HEAD]),
+            running_requests=len(self.scheduler.running_batch.reqs),
+            loads_in_flight=self.cache.loads_in_flight(),
+            load_slots=self._load_slots(),
+        )
+
+    def live_rids(self) -> frozenset[str]:
+        scheduler = self.scheduler
+        reqs = list(scheduler.waiting_queue) + list(scheduler.running_batch.reqs)
+        if scheduler.last_batch is not None:
+            reqs += scheduler.last_batch.reqs
+        if scheduler.chunked_req is not None:
+            reqs.append(scheduler.chunked_req)
+        return frozenset(req.rid for req in reqs if not req.finished())
+
+    # -- decisions ------------------------------------------------------------------------------------------
+
+    def execute(self, key: str, action: Action) -> Outcome:
+        if isinstance(action, Offload):
+            return self._start_offload(key)
+        if isinstance(action, Upload):
+            return self._start_upload(key, action)
+        if isinstance(action, CancelOffload):
+            return self._cancel_offload(key)
+        assert isinstance(action, Release)
+        self.cache.owners.protected.pop(key, None)
+        return Outcome(True)
+
+    def take_completions(self) -> list[MoveDone]:
+        """Push on what is under way and hand over what has ended since the last call."""
+        for key in list(self.offloads):
+            self._continue_offload(key)
+        for key, upload in list(self.uploads.items()):
+            if upload.end.id not in self.cache.ongoing_load_back:
+                del self.uploads[key]
+                self.cache.uploading.difference_update(upload.node_ids)
+                self.done.append(MoveDone(key, "upload", upload.tokens))
+        if not self.uploads:
+            self.cache.uploading.clear()
+        done, self.done = self.done, []
+        return done
+
+    def forget(self, key: str) -> None:
+        self.offloads.pop(key, None)
+        self.cache.owners.forget(key)
+
+    def reset(self) -> None:
+        """The tree was flushed: every node handle is dead."""
+        self.offloads.clear()
+        self.uploads.clear()
+        self.done.clear()
+
+    def moves_in_flight(self) -> list[dict[str, Any]]:
+        moves = [{"agent": k, "kind": "offload", "tokens": sum(len(n.key) for n in m.nodes)}
+                 for k, m in self.offloads.items()]
+        return moves + [{"agent": k, "kind": "upload", "tokens": m.tokens} for k, m in self.uploads.items()]
+
+    # -- offload --------------------------------------------------------------------------------------------
+
+    def _start_offload(self, key: str) -> Outcome:
+        if key in self.offloads or key in self.uploads:
+            return Outcome(False, reason="a move is under way")
+        nodes = [n for n in self.cache.owners.unshared(key) if n.value is not None]
+        nodes.sort(key=self.cache.get_height)
+        missing = self._without_host_copy(nodes)
+        if not self._host_has_room(sum(len(n.key) for n in missing)):
+            return Outcome(False, reason="host_full")
+        for node in missing:
+            if self.cache.write_backup(node) == 0:
+                break
+        nodes.reverse()
+        if not any(n.backuped for n in nodes):
+            return Outcome(False, reason="nothing_to_move" if not nodes else "host_full")
+        self.offloads[key] = _Offload(nodes)
+        self.cache.owners.protected[key] = None
+        return Outcome(True, sum(len(n.key) for n in nodes))
+
+    def _without_host_copy(self, nodes: list[Any]) -> list[Any]:
+        """`nodes` and their ancestors that have no host copy, root side first (a copy needs its parent's)."""
+        missing: dict[int, Any] = {}
+        for node in nodes:
+            while node is not self.cache.root_node and not node.backuped and node.id not in missing:
+                missing[node.id] = node
+                node = node.parent
+        return sorted(missing.values(), key=self.cache.get_height)
+
+    def _host_has_room(self, tokens: int) -> bool:
+        """Whether `tokens` fit on the host without pushing out KV that is protected."""
+        room = self.cache.token_to_kv_pool_host.available_size()
+        if room >= tokens:
+            return True
+        for node in self.cache.evictable_host_leaves:
+            if node.host_ref_counter == 0 and self.cache.owners.rank(node) <= HOST_RANK_ORDINARY:
+                room += len(node.host_value)
+                if room >= tokens:
+                    return True
+        return False
+
+    def _continue_offload(self, key: str) -> None:
+        """Once every copy is acknowledged, take off the device what nobody else uses."""
+        nodes = self.offloads[key].nodes
+        if any(n.write_through_pending_id is not None for n in nodes if n.value is not None):
+            return
+        moved = 0
+        for node in nodes:
+            if self._may_leave(node, key):
+                moved += self.cache._evict_backuped(node)
+        del self.offloads[key]
+        self.done.append(MoveDone(key, "offload", moved))
+
+    def _may_leave(self, node: Any, key: str) -> bool:
+        return (
+            node.value is not None
+            and node.backuped
+            and node.lock_ref == 0
+            and owners_of(node).keys() == {key}
+            and all(child.value is None for child in node.children.values())
+        )
+
+    def _cancel_offload(self, key: str) -> Outcome:
+        if self.offloads.pop(key, None) is None:
+            return Outcome(False, reason="no offload is under way")
+        self.done.append(MoveDone(key, "offload", 0))
+        return Outcome(True)
+
+    # -- upload ---------------------------------------------------------------------------------------------
+
+    def _start_upload(self, key: str, action: Upload) -> Outcome:
+        if key in self.offloads or key in self.uploads:
+            return Outcome(False, reason="a move is under way")
+        if self.cache.loads_in_flight() >= self._load_slots():
+            return Outcome(False, reason="load_slots_busy")
+        chain = self._fitting_chain(key, action.max_tokens)
+        tokens = sum(len(n.key) for n in chain)
+        if tokens < self.cache.load_back_threshold:
+            return Outcome(False, reason="below_load_threshold" if chain else "no_room")
+        if not self._load(chain, tokens):
+            return Outcome(False, reason="no_room")
+        upload = _Upload(chain[-1], [n.id for n in chain], tokens)
+        self.uploads[key] = upload
+        self.cache.uploading.update(upload.node_ids)
+        self.cache.owners.protected[key] = None
+        return Outcome(True, tokens)
+
+    def _fitting_chain(self, key: str, quota: int) -> list[Any]:
+        """The evicted nodes of the agent's path, from the root side on, that fit into `quota` tokens."""
+        chain, used = [], 0
+        for node in self.cache.owners.evicted_path(key):
+            used += len(node.key)
+            if used > quota:
+                break
+            chain.append(node)
+        return chain
+
+    def _load(self, chain: list[Any], tokens: int) -> bool:
+        """Start the copies of `chain`; room comes from free memory and, for the shortfall, from dead KV only."""
+        cache = self.cache
+        ancestor = chain[0].parent
+        cache.inc_lock_ref(ancestor)
+        try:
+            shortfall = tokens - cache.token_to_kv_pool_allocator.available_size()
+            if shortfall > 0:
+                if cache.owners.dead_evictable_tokens(shortfall) < shortfall:
+                    return False
+                cache.evict(EvictParams(num_tokens=shortfall))
+            free = cache.token_to_kv_pool_allocator.available_size()
+            if free < tokens or cache.load_back(chain[-1], mem_quota=free) is None:
+                return False
+        finally:
+            cache.dec_lock_ref(ancestor)
+        cache.start_loading_now(chain[-1])
+        return True
+
+    def _load_slots(self) -> int:
+        return self.cache.cache_controller.layer_done_counter.num_counters - BATCH_LOAD_SLOTS
+
+    def _demand(self, req: Any) -> int:
+        """Device tokens a waiting request needs at the least: its prompt and what is reserved for its output."""
+        return len(req.origin_input_ids) + len(req.output_ids)

@@ -1,0 +1,129 @@
+"""Which agents own which radix-tree nodes: tags on the nodes, kept right through insert, split and removal.
+
+A node's owners are those whose requests went through it, so a parent has every owner of its children. A node
+used by a request without identity is owned by `ANONYMOUS` as well and counts as shared for good. The tags
+live on SGLang's TreeNode (an attribute `agent_owners`); this class holds the way back, from agent to nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tokencake_sglang.core.types import Footprint
+
+ANONYMOUS = ""
+NO_OWNERS: dict[str, None] = {}
+
+Node = Any  # sglang.srt.mem_cache.radix_cache.TreeNode
+
+
+def owners_of(node: Node) -> dict[str, None]:
+    return getattr(node, "agent_owners", NO_OWNERS)
+
+
+class OwnerIndex:
+    """Owners of nodes. Does not change the tree; the cache calls it at the tree's own notifications."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, dict[int, Node]] = {}  # agent -> its nodes by id
+        self.leaf: dict[str, Node] = {}  # agent -> end of the path inserted last
+        self.protected: dict[str, None] = {}  # agents whose KV is evicted after all other
+        self.dead: dict[int, Node] = {}  # nodes that had owners, all of which have ended
+
+    def clear(self) -> None:
+        self.nodes.clear()
+        self.leaf.clear()
+        self.protected.clear()
+        self.dead.clear()
+
+    def tag_path(self, node: Node, key: str) -> None:
+        """Make `key` an owner of `node` and of all its ancestors."""
+        if key != ANONYMOUS:
+            self.leaf[key] = node
+        while node.parent is not None and key not in owners_of(node):
+            self._add(node, key)
+            node = node.parent
+
+    def on_split(self, new_node: Node, child: Node) -> None:
+        for key in owners_of(child):
+            self._add(new_node, key)
+        if child.id in self.dead:
+            self.dead[new_node.id] = new_node
+
+    def on_removed(self, node: Node) -> None:
+        self.dead.pop(node.id, None)
+        for key in owners_of(node):
+            mine = self.nodes.get(key)
+            if mine is not None:
+                mine.pop(node.id, None)
+            if self.leaf.get(key) is node:
+                if node.parent is not None and node.parent.parent is not None:
+                    self.leaf[key] = node.parent
+                else:
+                    del self.leaf[key]
+
+    def forget(self, key: str) -> None:
+        """The agent is gone: untag its nodes; those that nobody else owns are dead."""
+        self.protected.pop(key, None)
+        self.leaf.pop(key, None)
+        for node in self.nodes.pop(key, {}).values():
+            del node.agent_owners[key]
+            if not node.agent_owners:
+                self.dead[node.id] = node
+
+    def unshared(self, key: str) -> list[Node]:
+        """Nodes that only this agent owns."""
+        return [node for node in self.nodes.get(key, {}).values() if len(owners_of(node)) == 1]
+
+    def rank(self, node: Node) -> int:
+        """Eviction class, lowest first: 0 dead, 1 ordinary, 2 protected."""
+        if node.id in self.dead:
+            return 0
+        if self.protected and not self.protected.keys().isdisjoint(owners_of(node)):
+            return 2
+        return 1
+
+    def footprint(self, key: str) -> Footprint:
+        device = host = unshared = 0
+        for node in self.nodes.get(key, {}).values():
+            length = len(node.key)
+            if node.value is not None:
+                device += length
+                if len(owners_of(node)) == 1:
+                    unshared += length
+            if node.host_value is not None:
+                host += length
+        return Footprint(device, host, unshared, sum(len(n.key) for n in self.evicted_path(key)))
+
+    def evicted_path(self, key: str) -> list[Node]:
+        """Nodes of the agent's latest path that are on the host only, root side first."""
+        path = []
+        node = self.leaf.get(key)
+        while node is not None and node.parent is not None and node.value is None:
+            path.append(node)
+            node = node.parent
+        path.reverse()
+        return path
+
+    def dead_evictable_tokens(self, enough: int) -> int:
+        """Device tokens of dead, unlocked nodes; stops counting at `enough`."""
+        total = 0
+        for node in self.dead.values():
+            if node.value is not None and node.lock_ref == 0:
+                total += len(node.key)
+                if total >= enough:
+                    break
+        return total
+
+    def all_owned(self) -> Iterable[Node]:
+        for mine in self.nodes.values():
+            yield from mine.values()
+
+    def _add(self, node: Node, key: str) -> None:
+        if not hasattr(node, "agent_owners"):
+            node.agent_owners = {}
+        node.agent_owners[key] = None
+        self.dead.pop(node.id, None)
+        if key != ANONYMOUS:
+            self.nodes.setdefault(key, {})[node.id] = node

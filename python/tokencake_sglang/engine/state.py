@@ -1,0 +1,47 @@
+"""What `GET /v1/tokencake/state` shows: agents, stalls, owned tokens, moves, counters."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from tokencake_sglang.core.agents import Agent
+
+if TYPE_CHECKING:
+    from tokencake_sglang.engine.extension import TokenCakeExtension
+
+
+def state_report(extension: TokenCakeExtension, max_agents: int) -> dict[str, Any]:
+    controller = extension.controller
+    agents = list(controller.agents)[::-1][:max_agents]
+    return {
+        "enabled": True,
+        "policy": extension.config.offload_policy,
+        "now": controller.now,
+        "num_agents": len(controller.agents),
+        "agents": [_agent_report(extension, agent) for agent in agents],
+        "moves": extension.mover.moves_in_flight(),
+        "pool": asdict(extension.mover.pool()),
+        "counters": dict(controller.counters),
+        "declined": dict(controller.declined),
+    }
+
+
+def _agent_report(extension: TokenCakeExtension, agent: Agent) -> dict[str, Any]:
+    footprint = extension.mover.footprint(agent.key)
+    return {
+        "agent": agent.key,
+        "app_id": agent.identity.app_id,
+        "graph_id": agent.identity.graph_id,
+        "node_id": agent.identity.node_id,
+        "agent_type": agent.identity.agent_type,
+        "lifecycle_id": agent.identity.lifecycle_id,
+        "state": agent.state,
+        "requests": agent.requests,
+        "open_calls": [
+            {"call_id": c.call_id, "kind": c.kind, "started_at": c.started_at, "predicted_end": c.predicted_end}
+            for c in agent.calls.open.values()],
+        "move": agent.move,
+        "lease_until": agent.lease_until,
+        "tokens": asdict(footprint),
+    }

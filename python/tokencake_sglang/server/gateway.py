@@ -1,0 +1,109 @@
+"""Control calls from the HTTP process to the scheduler and back. The one file of server/ that imports SGLang.
+
+Many calls may be in flight; each carries a control_id, and the scheduler's answer with the same id completes it.
+SGLang's own FanOutCommunicator allows one call at a time, which would make concurrent clients queue for each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import uuid
+from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.utils import TypeBasedDispatcher
+from starlette.middleware import Middleware
+from tokencake_sglang.core.errors import TokenCakeError
+from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, register_ipc_types
+from tokencake_sglang.server.auth import UnauthorizedSentence
+from tokencake_sglang.server.identity import AgentIdentityMiddleware
+from tokencake_sglang.server.routes import build_router, error_body
+
+logger = logging.getLogger(__name__)
+
+SETUP_TARGET = "sglang.srt.entrypoints.http_server._setup_and_run_http_server"
+AUTH_TARGET = "sglang.srt.utils.auth.add_api_key_middleware"
+
+
+class ControlGateway:
+    """Sends control calls through SGLang's tokenizer manager; to be used on that manager's event loop."""
+
+    def __init__(self, tokenizer_manager: Any, max_in_flight: int = 4096) -> None:
+        self._manager = tokenizer_manager
+        self._max_in_flight = max_in_flight
+        self._waiting: dict[str, asyncio.Future] = {}
+        self._prefix = uuid.uuid4().hex[:12]
+        self._count = itertools.count()
+        register_ipc_types()
+        tokenizer_manager._result_dispatcher += TypeBasedDispatcher([(TokenCakeControlReqOutput, self.handle_reply)])
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._waiting)
+
+    async def call(self, op: str, payload: dict[str, Any], timeout_s: float = 30.0) -> tuple[int, dict[str, Any]]:
+        """Ask the scheduler; returns an HTTP status and a JSON object. 429 when too many are in flight, 504 when the
+        scheduler does not answer in `timeout_s` seconds (the call may still take effect: events are idempotent)."""
+        if len(self._waiting) >= self._max_in_flight:
+            return 429, error_body(429, "busy", f"{len(self._waiting)} control calls wait for the scheduler; allowed:"
+                                   f" {self._max_in_flight}. Send this one again after a pause.")
+        self._manager.auto_create_handle_loop()
+        control_id = f"{self._prefix}-{next(self._count)}"
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting[control_id] = answer
+        try:
+            self._manager._dispatch_to_scheduler(
+                TokenCakeControlReq(control_id=control_id, op=op, payload=json.dumps(payload)))
+            status, body = await asyncio.wait_for(answer, timeout_s)
+            return status, json.loads(body)
+        except asyncio.TimeoutError:
+            return 504, error_body(504, "timeout", f"the scheduler did not answer the {op} call within {timeout_s:g} s;"
+                                   " it may be busy with a long step. Send the same call again: a repeated event is"
+                                   " answered as a duplicate.")
+        finally:
+            self._waiting.pop(control_id, None)
+
+    def handle_reply(self, reply: TokenCakeControlReqOutput) -> None:
+        """Called by the tokenizer manager for each answer. Never raises: an exception here would end the server."""
+        answer = self._waiting.pop(reply.control_id, None)
+        if answer is not None and not answer.done():
+            answer.set_result((reply.status, reply.body))
+
+
+def mount(app: Any, gateway: ControlGateway | None) -> None:
+    """Put routes and the metadata middleware on SGLang's app; with no gateway (TokenCake is off) routes answer 503.
+
+    The middleware is innermost: authentication, CORS, decompression and metrics see the request first.
+    """
+    app.include_router(build_router(gateway))
+    if gateway is not None:
+        app.user_middleware.append(Middleware(AgentIdentityMiddleware))
+
+
+def register_hooks(enabled: bool) -> None:
+    """Register the two hooks of the HTTP process; SGLang applies them at the end of its plugin loading."""
+
+    def before_setup(*args: Any, **kwargs: Any) -> None:
+        from sglang.srt.entrypoints import http_server
+
+        manager = kwargs["tokenizer_manager"] if "tokenizer_manager" in kwargs else args[1]
+        mount(http_server.app, ControlGateway(manager) if enabled else None)
+
+    def after_auth(_result: Any, app: Any, **_kwargs: Any) -> None:
+        app.add_middleware(UnauthorizedSentence)
+
+    HookRegistry.register(SETUP_TARGET, before_setup, HookType.BEFORE)
+    HookRegistry.register(AUTH_TARGET, after_auth, HookType.AFTER)
+
+
+def verify_hooks() -> None:
+    """Raise TokenCakeError unless both hooks are in place (SGLang only logs a hook that failed to attach)."""
+    missing = [target for target in (SETUP_TARGET, AUTH_TARGET) if target not in HookRegistry._patched]
+    if missing:
+        raise TokenCakeError(
+            f"the HTTP side of TokenCake did not attach to {missing[0]}. Either the plugin 'tokencake' was not loaded"
+            " (SGLANG_PLUGINS or SGLANG_PLATFORM may exclude it) or SGLang was loaded before TokenCake was set up."
+            " Run `tokencake doctor`.")

@@ -1,0 +1,90 @@
+"""The control API: POST /v1/tokencake/events and GET /v1/tokencake/state."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from tokencake_sglang.core.errors import MetadataError
+from tokencake_sglang.server.schema import MAX_EVENT_BYTES, decode_object, parse_event
+
+PREFIX = "/v1/tokencake"
+DEFAULT_AGENTS = 100
+MAX_AGENTS = 10_000
+DISABLED = ("TokenCake is off on this server, so it takes no events and has no state; generation is not affected."
+            " Start the server with `python -m tokencake_sglang.launch_server ... --enable-tokencake`.")
+
+
+class Gateway(Protocol):
+    """What the routes need of the scheduler."""
+
+    async def call(self, op: str, payload: dict[str, Any], timeout_s: float = ...) -> tuple[int, dict[str, Any]]: ...
+
+
+def error_body(code: int, reason: str, message: str) -> dict[str, Any]:
+    """The shape of every refusal."""
+    return {"error": {"code": code, "reason": reason, "message": message}}
+
+
+def build_router(gateway: Gateway | None) -> APIRouter:
+    """Routes that ask `gateway`; None means TokenCake is off and every route answers 503."""
+    router = APIRouter(prefix=PREFIX, tags=["tokencake"])
+
+    @router.post("/events")
+    async def events(request: Request) -> JSONResponse:
+        """Tell the server that an agent waits for a tool, goes on, or has ended."""
+        if gateway is None:
+            return _refusal(503, "disabled", DISABLED)
+        try:
+            event = parse_event(decode_object(await _read(request)))
+        except MetadataError as error:
+            return _refusal(400, "schema", str(error))
+        except ClientDisconnect:
+            return _refusal(400, "schema", "the client left before the body was complete. Send the event again.")
+        return _answer(*await gateway.call("event", event))
+
+    @router.get("/state")
+    async def state(request: Request) -> JSONResponse:
+        """Agents, stalls, owned tokens, moves in flight and counters; `agents` limits how many agents are listed."""
+        if gateway is None:
+            return _refusal(503, "disabled", DISABLED)
+        try:
+            limit = parse_limit(request.query_params.get("agents"))
+        except MetadataError as error:
+            return _refusal(400, "schema", str(error))
+        return _answer(*await gateway.call("state", {"agents": limit}))
+
+    return router
+
+
+def parse_limit(text: str | None) -> int:
+    """The `agents` query parameter: how many agents GET state lists at most."""
+    if text is None:
+        return DEFAULT_AGENTS
+    fits = text.isascii() and text.isdigit() and len(text) <= 9 and int(text) <= MAX_AGENTS
+    if not fits:
+        raise MetadataError(f"agents is {text[:40]!r}; allowed: a whole number from 0 to {MAX_AGENTS}. Correct it, or"
+                            f" leave it out for {DEFAULT_AGENTS}.")
+    return int(text)
+
+
+async def _read(request: Request) -> bytes:
+    """The body, refused as soon as it is known to be too long."""
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MAX_EVENT_BYTES:
+            raise MetadataError(f"the body has more than {MAX_EVENT_BYTES} bytes, the most that is allowed."
+                                " Send one event per request.")
+    return bytes(raw)
+
+
+def _refusal(code: int, reason: str, message: str) -> JSONResponse:
+    return _answer(code, error_body(code, reason, message))
+
+
+def _answer(status: int, body: dict[str, Any]) -> JSONResponse:
+    headers = {"Retry-After": "1"} if status in (429, 504) else None
+    return JSONResponse(body, status_code=status, headers=headers)

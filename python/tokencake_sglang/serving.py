@@ -1,0 +1,79 @@
+"""What the launcher and the offline Engine share: readiness, SGLang's plugins, the device, the notice.
+
+SGLang and torch are imported inside functions, because the environment has to be complete before they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.errors import TokenCakeError
+from tokencake_sglang.server import deployment, refuse
+from tokencake_sglang.version import SGLANG_VERSION, __version__
+
+ENV_CONFIG = "TOKENCAKE_CONFIG"
+OFF = "off"
+
+
+def has_accelerator() -> bool:
+    """Whether torch sees a device other than the CPU (the same test as the torch CPU platform makes)."""
+    import torch
+
+    return torch.cuda.is_available() or torch.accelerator.is_available()
+
+
+def require_ready() -> None:
+    """Raise TokenCakeError unless the right SGLang is installed and completely patched."""
+    from tokencake_sglang.patching import require_patched
+
+    require_patched()
+
+
+def load_plugins(config: TokenCakeConfig | None) -> None:
+    """Put the settings into the environment, load SGLang's plugins, and make sure that ours attached."""
+    os.environ[ENV_CONFIG] = OFF if config is None else config.to_json()
+    from sglang.srt.mem_cache.registry import registered_radix_cache_backends
+    from sglang.srt.plugins import load_plugins as load
+    from tokencake_sglang.server.install import verify_http
+
+    load()
+    verify_http()
+    if config is not None and refuse.BACKEND not in registered_radix_cache_backends():
+        raise TokenCakeError("TokenCake's cache was not registered with SGLang. Either its plugin failed, and the log"
+                             " above says why, or this process has created an engine without TokenCake before: SGLang"
+                             " loads plugins once. Run `tokencake doctor`, or use a new process.")
+
+
+def prepare(given: Mapping[str, Any], enabled: bool) -> tuple[str, dict[str, Any]]:
+    """The device ("cuda" or "cpu"), and the ServerArgs values chosen for it.
+
+    `given` holds the ServerArgs values that the user gave himself.
+    """
+    if enabled:
+        refuse.check_attribute("device", given.get("device"))
+    device = deployment.device_of(given, has_accelerator())
+    needed = ["tokencake"] if enabled else []
+    if device == "cpu":
+        needed.append("tokencake_cpu")
+    deployment.check_plugins_variable(os.environ, needed)
+    return device, deployment.choose(device, given, enabled)
+
+
+def notice(config: TokenCakeConfig | None, device: str, chosen: Mapping[str, Any], url: str | None) -> str:
+    """The block that says what is on."""
+    flags = " ".join(deployment.as_flags(chosen)) or "none"
+    head = f"TokenCake {__version__} on SGLang {SGLANG_VERSION}, device {device}: "
+    if config is None:
+        return f"{head}OFF (stock serving; --enable-tokencake turns it on)\n  SGLang flags chosen: {flags}"
+    default = asdict(TokenCakeConfig())
+    lines = [f"{head}ON"]
+    lines += [f"  {name}: {value}{'' if value == default[name] else f'  (default {default[name]})'}"
+              for name, value in asdict(config).items()]
+    lines.append(f"  SGLang flags chosen: {flags}")
+    if url:
+        lines.append(f"  control API: POST {url}/v1/tokencake/events, GET {url}/v1/tokencake/state")
+    return "\n".join(lines)
