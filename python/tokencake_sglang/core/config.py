@@ -73,7 +73,7 @@ class TokenCakeConfig:
         except ValueError as error:
             raise ConfigError(f"TokenCake settings are not valid JSON: {error}.") from None
         if not isinstance(values, dict):
-            raise ConfigError(f"TokenCake settings must be an object of names to values, found {type(values).__name__}.")
+            raise ConfigError(f"TokenCake settings must be an object, found {type(values).__name__}.")
         return cls.from_dict(values)
 
 

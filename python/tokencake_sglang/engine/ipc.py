@@ -26,7 +26,7 @@ class TokenCakeControlReqOutput(BaseReq, kw_only=True):
 
 
 class TokenCakeTickReq(BaseReq, kw_only=True):
-    """Rank 0's clock (seconds, monotonic), broadcast with the requests of the step so that all ranks fold the same time."""
+    """Rank 0's clock (seconds, monotonic), broadcast with the requests of a step: all ranks fold the same time."""
 
     now: float
 

@@ -43,6 +43,9 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """
         refuse_unsupported(server_args, self.get_cpu_architecture())
         server_args.attention_backend = ATTENTION_BACKEND
+        if server_args.dtype == "auto":
+            # SGLang's auto turns float32 checkpoints into float16, which x86 mostly emulates.
+            server_args.dtype = "float32"
         if server_args.grammar_backend is None:
             server_args.grammar_backend = "outlines"
         if server_args.enable_hierarchical_cache:

@@ -14,6 +14,7 @@ RETRY_S = 0.05
 LATE_RETRY_S = 1.0
 HOST_LEASE_MIN_S = 60.0
 HOST_LEASE_MAX_S = 3600.0
+MIN_UPLOAD_TOKENS = 10  # SGLang loads back nothing shorter (HiRadixCache.load_back_threshold)
 
 
 class EagerPolicy:
@@ -46,7 +47,7 @@ class EagerPolicy:
         lease_end = agent.returned_at + self.config.lease_s
         if now >= lease_end:
             return self._end_lease(agent, "no request came after the return")
-        if agent.move is None and agent.footprint.restore_tokens > 0:
+        if agent.move is None and agent.footprint.restore_tokens >= MIN_UPLOAD_TOKENS:
             return self._upload(agent, pool, now, lease_end, "the tool has returned")
         return Decision(None, "ready for its next request", wake_at=lease_end)
 
@@ -63,7 +64,7 @@ class EagerPolicy:
         return Decision(Offload(_host_lease_end(agent)), "the stall is longer than the floor", wake_at=upload_at)
 
     def _return_is_near(self, agent: AgentView, pool: PoolView, now: float, lease_end: float) -> Decision:
-        if agent.move is None and agent.footprint.restore_tokens > 0:
+        if agent.move is None and agent.footprint.restore_tokens >= MIN_UPLOAD_TOKENS:
             return self._upload(agent, pool, now, lease_end, "the tool is about to return")
         return Decision(None, "ready for the return", wake_at=lease_end)
 

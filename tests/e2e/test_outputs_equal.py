@@ -1,0 +1,75 @@
+"""Greedy outputs do not depend on TokenCake: stock, patched and off, patched and on with forced moves."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.support.scenario import MANNERS, TURNS, Player
+from tests.support.server import ServerProcess
+
+pytestmark = pytest.mark.e2e
+
+# 2,000 slots for eight agents of up to 650 tokens: they cannot all stay, so KV also moves by ordinary eviction.
+POOL = ("--max-total-tokens", "2048", "--max-running-requests", "8", "--hicache-ratio", "4")
+TOKENCAKE = ("--enable-tokencake", "--tokencake-stall-floor-s", "0.2", "--tokencake-min-offload-tokens", "16",
+             "--tokencake-lease-s", "0.3")
+HICACHE = ("--enable-hierarchical-cache", "--hicache-io-backend", "direct", "--hicache-mem-layout", "layer_first",
+           "--hicache-write-policy", "write_through")
+LAUNCHER = "tokencake_sglang.launch_server"
+
+
+@pytest.fixture(scope="module")
+def stock_outputs(stock_tree):
+    with ServerProcess(*POOL, *HICACHE, stock_tree=stock_tree) as server:
+        return Player(server, "stock").play(concurrency=1)
+
+
+def test_the_patched_server_without_tokencake_answers_as_stock(stock_outputs):
+    with ServerProcess(*POOL, *HICACHE, module=LAUNCHER) as server:
+        player = Player(server, "off")
+        assert player.play(concurrency=4) == stock_outputs
+        assert {status for _, status, _ in player.statuses} == {503}
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("overlap", [True, False])
+def test_forced_moves_change_no_output(stock_outputs, page_size, overlap):
+    flags = ["--page-size", str(page_size)] + ([] if overlap else ["--disable-overlap-schedule"])
+    with ServerProcess(*POOL, *TOKENCAKE, *flags, module=LAUNCHER) as server:
+        for concurrency in (1, len(MANNERS)):
+            player = Player(server, f"app{concurrency}")
+            assert player.play(concurrency) == stock_outputs
+            check_answers(player)
+        state = settled_state(server)
+    counters = state["counters"]
+    assert counters["offloads_started"] == counters["offloads_completed"] > 0
+    assert counters["uploads_started"] == counters["uploads_completed"] > 0
+    assert counters["tokens_offloaded"] > 0 and counters["tokens_uploaded"] > 0
+    assert counters["uploads_on_time"] > 0
+    assert counters["stalls_started"] == counters["stalls_finished"] == 2 * len(MANNERS) * (TURNS - 1)
+    assert counters["agents_ended"] == 2 * len(MANNERS)
+    assert state["agents"] == [] and state["moves"] == [] and state["num_agents"] == 0
+    pool = state["pool"]
+    assert pool["device_free"] + pool["device_evictable"] == pool["device_total"]
+
+
+def check_answers(player: Player) -> None:
+    assert {status for _, status, _ in player.statuses} == {200}
+    words = [word for _, _, word in player.statuses]
+    assert words.count("duplicate") == TURNS - 1  # the doubled start events, nothing else
+    assert words.count("late_finish") == 0
+
+
+def settled_state(server: ServerProcess) -> dict:
+    """The state once nothing moves or runs any more."""
+    for _ in range(50):
+        status, text = server.get("/v1/tokencake/state")
+        assert status == 200, text
+        state = json.loads(text)
+        if not state["moves"] and not state["pool"]["running_requests"]:
+            return state
+        time.sleep(0.1)
+    raise AssertionError(f"moves or requests are left over: {state['moves']}, {state['pool']}")
