@@ -7,11 +7,12 @@ tensor-parallel rank reaches the same decisions in the same step. Time comes in 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from typing import Any
 
 from tokencake_sglang.core.agents import Agent, AgentTable
 from tokencake_sglang.core.config import TokenCakeConfig
-from tokencake_sglang.core.plan import Action, Mechanism, Offload, Outcome, Policy, Release, Upload
+from tokencake_sglang.core.plan import Action, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
 from tokencake_sglang.core.policy import make_policy
 from tokencake_sglang.core.stalls import Reply
 from tokencake_sglang.core.types import AgentIdentity, AgentView
@@ -37,6 +38,7 @@ class Controller:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.declined: dict[str, int] = {}
         self.now = 0.0
+        self.observe: Callable[[float, str, Decision, Outcome | None], None] = lambda *_: None
         self._due: dict[str, None] = {}
         self._timers: list[tuple[float, int, str, int]] = []
         self._timer_seq = 0
@@ -147,7 +149,7 @@ class Controller:
 
     def _decide(self, agent: Agent) -> None:
         decision = self.policy.decide(self.now, self.view(agent), self.mechanism.pool())
-        wake_at = decision.wake_at
+        wake_at, outcome = decision.wake_at, None
         if decision.action is not None:
             outcome = self.mechanism.execute(agent.key, decision.action)
             self._record(agent, decision.action, outcome)
@@ -155,6 +157,7 @@ class Controller:
                 retry_at = self.now + DECLINED_RETRY_S
                 wake_at = retry_at if wake_at is None else min(wake_at, retry_at)
                 self._end_lease_that_is_over(agent)
+        self.observe(self.now, agent.key, decision, outcome)
         if agent.rids and wake_at is None:
             waits = agent.calls.open or agent.lease_until is not None
             wake_at = self.now + ACTIVE_RECHECK_S if waits else None  # its request may vanish without a word

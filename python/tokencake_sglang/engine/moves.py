@@ -127,8 +127,12 @@ class KvMover:
         nodes = [n for n in self.cache.owners.unshared(key) if n.value is not None]
         nodes.sort(key=self.cache.get_height)
         missing = self._without_host_copy(nodes)
-        if not self._host_has_room(sum(len(n.key) for n in missing)):
+        wanted = sum(len(n.key) for n in missing)
+        if not self._host_has_room(wanted):
             return Outcome(False, reason="host_full")
+        shortfall = wanted - self.cache.token_to_kv_pool_host.available_size()
+        if shortfall > 0:  # write_backup would push out a whole node's length, protected KV too
+            self.cache.evict_host(shortfall)
         for node in missing:
             if self.cache.write_backup(node) == 0:
                 break
