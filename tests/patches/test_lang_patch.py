@@ -261,3 +261,39 @@ def test_ending_a_stopped_executor_takes_no_lock_since_the_garbage_collector_may
     executor.worker.join(20)
     executor.worker = None  # is_alive() takes a lock of the threading module
     assert executor.end() is None
+
+
+def test_the_error_is_known_before_the_first_waiter_is_released():
+    error = ValueError("broken")
+    executor = executor_on(EchoBackend(error))
+    known = []
+    release = executor._discard_queue
+    executor._discard_queue = lambda: (known.append(executor.error_), release())
+    executor.submit(SglGen("g"))
+    executor.worker.join(20)
+    assert known == [error]
+    executor.end()
+
+
+def test_an_end_that_finds_the_worker_alive_just_before_it_fails_leaves_nothing_to_wait_for():
+    gate = threading.Event()
+
+    class SlowFailure(EchoBackend):
+        def generate(self, s, sampling_params):
+            gate.wait(20)
+            raise ValueError("broken")
+
+    class WorkerThatStopsWhenAsked:
+        def __init__(self, worker):
+            self.worker = worker
+
+        def is_alive(self):
+            gate.set()
+            self.worker.join(20)
+            return True
+
+    executor = executor_on(SlowFailure())
+    executor.submit(SglGen("g"))
+    executor.worker = WorkerThatStopsWhenAsked(executor.worker)
+    executor.end()
+    assert within(20, executor.text) == ("returned", "")
