@@ -172,7 +172,7 @@ def test_a_flush_with_an_offload_waiting_for_its_copies_drops_it(moving):
     m.h.flush()
     m.h.step()
     m.h.audit()
-    assert m.done == [] and m.mover.moves_in_flight() == []
+    assert [(d.kind, d.tokens) for d in m.done] == [("offload", 0)] and m.mover.moves_in_flight() == []
     m.h.serve(LEFT, "a")
     m.send_away("a")
 

@@ -228,7 +228,7 @@ def test_a_flush_after_an_upload_has_landed_leaves_nothing_behind(moving):
     m.h.cache.loading_check()
     m.h.flush()
     m.h.step()
-    assert m.done == [] and m.h.cache.uploading == set() and m.mover.moves_in_flight() == []
+    assert [(d.kind, d.tokens) for d in m.done] == [("upload", 0)] and m.h.cache.uploading == set() and m.mover.moves_in_flight() == []
     m.h.serve(LEFT, "a")
     m.send_away("a")
     assert m.upload("a").accepted

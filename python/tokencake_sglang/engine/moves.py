@@ -103,14 +103,16 @@ class KvMover:
         return done
 
     def forget(self, key: str) -> None:
-        self.offloads.pop(key, None)
+        if self.offloads.pop(key, None) is not None:
+            self.done.append(MoveDone(key, "offload", 0))
         self.cache.owners.forget(key)
 
     def reset(self) -> None:
         """The tree was flushed: every node handle is dead."""
+        self.done += [MoveDone(key, "offload", 0) for key in self.offloads]
+        self.done += [MoveDone(key, "upload", 0) for key in self.uploads]
         self.offloads.clear()
         self.uploads.clear()
-        self.done.clear()
 
     def moves_in_flight(self) -> list[dict[str, Any]]:
         moves = [{"agent": k, "kind": "offload", "tokens": sum(len(n.key) for n in m.nodes)}
