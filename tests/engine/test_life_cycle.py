@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from sglang.utils import TypeBasedDispatcher
+
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.engine.extension import TokenCakeExtension
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeTickReq

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sglang.srt.managers.cache_controller import LayerDoneCounter
+
 from tokencake_sglang.engine.load_slots import WideLayerDoneCounter
 
 

@@ -90,6 +90,16 @@ def test_another_agent_that_shares_the_kv_during_the_copies_keeps_it(moving):
     assert m.done == [MoveDone("a", "offload", 32)]
 
 
+def test_kv_that_another_agent_has_used_whole_during_the_copies_stays(moving):
+    m = moving()
+    m.h.serve(LEFT, "a")
+    m.offload("a")
+    m.h.serve(LEFT + [1], "b")  # served to its end: no lock is left, only its ownership
+    m.h.settle()
+    m.h.audit()
+    assert m.h.on_device(LEFT) == 64 and m.done == [MoveDone("a", "offload", 0)]
+
+
 def test_a_cancelled_offload_leaves_everything_on_the_device_and_can_start_again(moving):
     m = moving()
     m.h.serve(LEFT, "a")

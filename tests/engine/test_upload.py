@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tokencake_sglang.core.plan import MoveDone
 
 SHARED = list(range(200, 232))
@@ -228,7 +229,8 @@ def test_a_flush_after_an_upload_has_landed_leaves_nothing_behind(moving):
     m.h.cache.loading_check()
     m.h.flush()
     m.h.step()
-    assert [(d.kind, d.tokens) for d in m.done] == [("upload", 0)] and m.h.cache.uploading == set() and m.mover.moves_in_flight() == []
+    assert m.done == [MoveDone("a", "upload", 0)]
+    assert m.h.cache.uploading == set() and m.mover.moves_in_flight() == []
     m.h.serve(LEFT, "a")
     m.send_away("a")
     assert m.upload("a").accepted

@@ -13,6 +13,7 @@ from sglang.srt.managers.io_struct import GenerateReqInput, TokenizedGenerateReq
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, MatchPrefixParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
+
 from tests.support.cache_fixture import CacheHarness
 from tests.support.transfer_clock import TransferClock
 
@@ -155,6 +156,7 @@ class TestAgentMetadata:
         request.normalize_batch_and_arguments()
         message = TokenizerManager._create_tokenized_object(manager, request, "x", [1, 2])
         assert message.agent_metadata == WHO
+        message.time_stats = None  # pickled by the sender, of no interest here
         arrived = io_struct.msgpack_decode(io_struct.msgpack_encode(message))
         assert isinstance(arrived, TokenizedGenerateReqInput)
         assert arrived.agent_metadata == WHO and list(arrived.input_ids) == [1, 2]

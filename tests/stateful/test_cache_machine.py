@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+
 from tests.support.cache_fixture import CacheHarness
 from tests.support.transfer_clock import TransferClock
 from tokencake_sglang.core.plan import CancelOffload, Offload, Release, Upload
@@ -181,7 +182,8 @@ class CacheMachine(RuleBasedStateMachine):
 
     def shared(self, seq: tuple[int, ...], tokens: list[int]) -> int:
         """Tokens in whole pages that both begin with."""
-        same = next((i for i, (x, y) in enumerate(zip(seq, tokens, strict=False)) if x != y), min(len(seq), len(tokens)))
+        pairs = enumerate(zip(seq, tokens, strict=False))
+        same = next((i for i, (x, y) in pairs if x != y), min(len(seq), len(tokens)))
         return same // self.page_size * self.page_size
 
     def decoding(self) -> list[Any]:
@@ -194,6 +196,17 @@ class CacheMachine(RuleBasedStateMachine):
         while self.admitted:  # passes run in the order in which they were started
             self.forward()
         self.decode_steps(req, steps)
+
+    @precondition(lambda self: any(self.cached.values()) and len(self.h.running_batch.reqs) < RUNNING_MAX)
+    @rule(agent=st.one_of(agents, agents, st.none()), data=st.data(), more=st.integers(1, 20), finish=st.booleans())
+    def go_on(self, agent: str | None, data: Any, more: int, finish: bool) -> None:
+        """A request whose prompt begins with KV that is cached, to its end or only admitted."""
+        seq = data.draw(st.sampled_from(sorted({seq for seqs in self.cached.values() for seq in seqs})))
+        prompt = [*seq[:80], *[7 + more] * more]
+        if finish:
+            self.serve(agent, prompt, 0)
+        else:
+            self.admit_request(self.h.request(prompt, agent))
 
     def decode_steps(self, req: Any, steps: int) -> None:
         for _ in range(steps):

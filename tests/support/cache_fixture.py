@@ -46,6 +46,7 @@ def build_cache(*, page_size: int, device_tokens: int, host_tokens: int, evictio
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
     from sglang.srt.mem_cache.pool_host import base, common
+
     from tokencake_sglang.core.config import TokenCakeConfig
     from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
     from tokencake_sglang.platforms.allocator import TorchPagedTokenToKVPoolAllocator
