@@ -29,8 +29,10 @@ def row_of(page: str, first_cell: str) -> str:
 def test_each_setting_has_a_row_with_its_default_and_range(field):
     row = row_of(LAUNCHER, f"`{flag_of(field.name)}`")
     low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
-    allowed = ", ".join(choices) if choices else f"{low:g} to {high:g}"
-    assert f"| {field.default} | {allowed} |" in row
+    allowed = "any path"
+    if choices or low is not None:
+        allowed = ", ".join(choices) if choices else f"{low:g} to {high:g}"
+    assert f"| {field.default or 'empty'} | {allowed} |" in row
 
 
 @pytest.mark.parametrize("item", refuse.REFUSALS, ids=lambda item: item.attribute)
