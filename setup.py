@@ -8,9 +8,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-VERSION = re.search(
-    r'__version__ = "([^"]+)"', (HERE / "python/tokencake_sglang/version.py").read_text()
-).group(1)
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "python/tokencake_sglang/version.py").read_text()).group(1)
 
 
 class BuildWithPatches(build_py):
@@ -28,8 +26,8 @@ class BuildWithPatches(build_py):
                 shutil.copyfile(source, target)
 
     def get_outputs(self, include_bytecode=1):
-        editable = getattr(self, "editable_mode", False)
-        return super().get_outputs(include_bytecode) + ([] if editable else [str(p) for p in self._patch_files().values()])
+        shipped = {} if getattr(self, "editable_mode", False) else self._patch_files()
+        return super().get_outputs(include_bytecode) + [str(path) for path in shipped.values()]
 
 
 setup(

@@ -34,8 +34,10 @@ def check_files(series: Series) -> list[str]:
     names = list(series.names)
     found = [f"series lists {name} twice" for name in sorted({n for n in names if names.count(n) > 1})]
     found += [f"series lists {name}, which does not exist" for name in sorted(set(names) - present)]
-    found += [f"{name} is neither listed in series nor one of the known files"
-              for name in sorted(present - set(names) - OTHER_FILES)]
+    found += [
+        f"{name} is neither listed in series nor one of the known files"
+        for name in sorted(present - set(names) - OTHER_FILES)
+    ]
     found += [f"{name} is not named NNNN-words-in-lower-case.patch" for name in names if not NAME.fullmatch(name)]
     if names != sorted(names):
         found.append("series is not in the order of the numbers")
@@ -58,11 +60,14 @@ def check_patch(patch: Patch) -> list[str]:
     files, added, removed = size(patch)
     if removed and not patch.header.get(REMOVES_FIELD):
         found.append(f"removes {removed} lines; a patch only adds, or says why not in the field {REMOVES_FIELD}")
+    over = f"split it, or say why not in the field {OVER_BUDGET_FIELD}"
     if not patch.header.get(OVER_BUDGET_FIELD):
         if added + removed > MAX_CHANGED_LINES:
-            found.append(f"changes {added + removed} lines, allowed are {MAX_CHANGED_LINES}: split it, or add {OVER_BUDGET_FIELD}")
+            found.append(
+                f"changes {added + removed} lines, allowed are {MAX_CHANGED_LINES}; {over}"
+            )
         if files > MAX_FILES:
-            found.append(f"touches {files} files, allowed are {MAX_FILES}: split it, or add {OVER_BUDGET_FIELD}")
+            found.append(f"touches {files} files, allowed are {MAX_FILES}; {over}")
     for file in patch.files:
         if any(b"tokencake" in line.lower() for line in file.texts(ADDED)):
             found.append(f"names this project in {file.path}; it must make sense to an SGLang maintainer")
@@ -91,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run all checks; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--patches", metavar="DIR", help="patch series (default: the one of this checkout)")
-    parser.add_argument("--pristine", metavar="DIR", help="pristine tree (default: the installed SGLang, patches undone)")
+    parser.add_argument("--pristine", metavar="DIR", help="pristine tree (default: the installed SGLang)")
     args = parser.parse_args(argv)
     try:
         series = Series(args.patches)

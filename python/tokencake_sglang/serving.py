@@ -35,6 +35,7 @@ def require_ready() -> None:
 
 def load_plugins(config: TokenCakeConfig | None) -> None:
     """Put the settings into the environment, load SGLang's plugins, and make sure that ours attached."""
+    deployment.check_plugins_variable(os.environ, ["tokencake"])
     os.environ[ENV_CONFIG] = OFF if config is None else config.to_json()
     from sglang.srt.mem_cache.registry import registered_radix_cache_backends
     from sglang.srt.plugins import load_plugins as load
@@ -43,8 +44,9 @@ def load_plugins(config: TokenCakeConfig | None) -> None:
     load()
     verify_http()
     if config is not None and refuse.BACKEND not in registered_radix_cache_backends():
-        raise TokenCakeError("TokenCake's cache was not registered with SGLang: its plugin failed, and the log above"
-                             " says why. Run `tokencake doctor`.")
+        raise TokenCakeError("TokenCake's cache was not registered with SGLang. Either its plugin failed, and the log"
+                             " above says why, or this process has created an engine without TokenCake before: SGLang"
+                             " loads plugins once. Run `tokencake doctor`, or use a new process.")
 
 
 def prepare(given: Mapping[str, Any], enabled: bool) -> tuple[str, dict[str, Any]]:
@@ -55,10 +57,8 @@ def prepare(given: Mapping[str, Any], enabled: bool) -> tuple[str, dict[str, Any
     if enabled:
         refuse.check_attribute("device", given.get("device"))
     device = deployment.device_of(given, has_accelerator())
-    needed = ["tokencake"] if enabled else []
     if device == "cpu":
-        needed.append("tokencake_cpu")
-    deployment.check_plugins_variable(os.environ, needed)
+        deployment.check_plugins_variable(os.environ, ["tokencake_cpu"])
     return device, deployment.choose(device, given, enabled)
 
 

@@ -30,7 +30,7 @@ def test_without_the_switch_there_are_no_settings():
 
 def test_every_setting_has_a_flag_that_sets_it():
     for f in fields(TokenCakeConfig):
-        other = {"offload_policy": "none"}.get(f.name, f.metadata["high"])
+        other = {"offload_policy": "none", "decision_log": "decisions"}.get(f.name, f.metadata["high"])
         config = config_of(*ON, options.flag_of(f.name), str(other))
         assert getattr(config, f.name) == other and type(getattr(config, f.name)) is type(f.default)
 

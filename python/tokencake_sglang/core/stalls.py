@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from tokencake_sglang.core.types import StallView
 
-CLOSED_CALLS_KEPT = 64
 OPEN_CALLS_MAX = 256
+CLOSED_CALLS_KEPT = OPEN_CALLS_MAX  # all calls may be open when the next request ends them
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--patches", metavar="DIR", help="patch series (default: the one of this package)")
         if name in ("apply", "check", "revert", "export-stock"):
             command.add_argument(
-                "--tree", metavar="DIR", help="directory with the package `sglang`, or a source checkout "
-                "(default: the installed SGLang)"
+                "--tree",
+                metavar="DIR",
+                help="directory with the package `sglang`, or a source checkout (default: the installed SGLang)",
             )
     added["check"].add_argument("-v", "--verbose", action="store_true", help="print one line for each file")
     added["export-stock"].add_argument("dest", metavar="DIR", help="where to write; DIR/sglang must not exist")

@@ -53,7 +53,7 @@ def _bring_to(goal: FileState, tree: str | Path | None, patches: str | Path | No
         raise PatchError(f"Another program changed files at {root} meanwhile. {after.message(tree)}")
     note = ""
     if goal is FileState.PRISTINE and found.version not in (None, series.version):
-        note = f" Its version still reads {found.version}; to have stock: pip install --no-deps sglang=={series.version}"
+        note = f" Its version still reads {found.version}; for stock: pip install --no-deps sglang=={series.version}"
     return f"SGLang {series.version} at {root} is {goal.value} now ({len(changes)} files changed).{note}"
 
 
@@ -62,7 +62,7 @@ def check_fits(series: Series) -> None:
     differing = sorted(set(series.steps) ^ set(series.hashes))
     if differing:
         raise PatchError(
-            f"HASHES.json in {series.directory} does not fit the series: {', '.join(differing)} is in only one of them. "
+            f"HASHES.json in {series.directory} does not fit the series: only one names {', '.join(differing)}. "
             "Make it anew: python -m tokencake_sglang.patching hashes --pristine DIR"
         )
 
@@ -137,7 +137,8 @@ def export_stock(dest: str | Path, tree: str | Path | None = None, patches: str 
     partial.mkdir()
     try:
         shutil.copytree(root / "sglang", partial / "sglang", ignore=shutil.ignore_patterns("__pycache__"))
-        write_all(partial, [Change(p, read_file(partial, p), new) for p, new in contents.items()])
+        changes = [Change(path, read_file(partial, path), new) for path, new in contents.items()]
+        write_all(partial, [change for change in changes if change.old != change.new])
         stamp = partial / "sglang" / "_version.py"
         version = find_version(root)
         if version is not None and stamp.is_file():

@@ -76,7 +76,8 @@ class PatchStatus:
                 f"{self.expected_version}. Run: pip install {version}"
             )
         if self.state is PatchState.PATCHED:
-            return f"SGLang {self.version or self.expected_version} at {self.root} is patched ({len(self.files)} files)."
+            shown = self.version or self.expected_version
+            return f"SGLang {shown} at {self.root} is patched ({len(self.files)} files)."
         if self.state is PatchState.PRISTINE:
             return f"The SGLang at {self.root} is not patched. Run: {COMMAND} apply{where}"
         if self.state is PatchState.MIXED:

@@ -92,7 +92,7 @@ def _apply_hunks(path: str, hunks: Iterable[Hunk], content: bytes) -> bytes:
             if kind != ADDED:
                 if position >= len(lines) or lines[position] != text:
                     found = lines[position] if position < len(lines) else b"<end of file>"
-                    raise PatchError(f"{path}: line {position + 1}: the patch expects {text!r}, the file has {found!r}.")
+                    raise PatchError(f"{path}: line {position + 1}: expected {text!r}, found {found!r}.")
                 position += 1
             if kind != REMOVED:
                 out.append(text)

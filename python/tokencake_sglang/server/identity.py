@@ -62,6 +62,9 @@ def rewrite_body(body: bytes, native: bool) -> bytes | None:
     metadata = values.pop(KEY)
     if values.get(FIELD) is not None:
         raise MetadataError(f"the request has both {KEY} and {FIELD}; allowed: one of them. Remove {FIELD}.")
+    if isinstance(metadata, list) and not native:
+        raise MetadataError(f"{KEY} is a list of {len(metadata)}; allowed on the OpenAI routes: one object for all"
+                            f" prompts. Send one object, or use {NATIVE_PATH} for one object per prompt.")
     prompts, samples = _native_size(values) if native else _openai_size(values)
     values[FIELD] = parse_request_metadata(metadata, prompts, samples)
     return _dumps(values)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,16 @@ def build_parser() -> argparse.ArgumentParser:
                        " an object of setting names and values. Flags win over the file.")
     for f in fields(TokenCakeConfig):
         meta = f.metadata
-        allowed = ", ".join(meta["choices"]) if meta["choices"] else f"{meta['low']:g} to {meta['high']:g}"
-        text = f"{meta['help']} Allowed: {allowed}; default {f.default}."
+        text = f"{meta['help']} {_allowed(meta)}default {f.default!r}."
         group.add_argument(flag_of(f.name), dest="set_" + f.name, metavar=type(f.default).__name__.upper(),
                            help=text.replace("%", "%%"))
     return parser
+
+
+def _allowed(meta: Mapping[str, Any]) -> str:
+    if meta["choices"]:
+        return f"Allowed: {', '.join(meta['choices'])}; "
+    return "" if meta["low"] is None else f"Allowed: {meta['low']:g} to {meta['high']:g}; "
 
 
 def split(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -1,0 +1,193 @@
+"""The coding program: architect, programmers in parallel, reviewer with two views, tester, revisor in a loop."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import sglang as sgl
+
+import tokencake_sglang as tc
+from coding import prompts
+from coding.tasks import Function, Task, task
+from coding.tools import Workspace, workspace
+from common.apps import AppContext
+from common.delay import pause
+
+MAX_REVISIONS = 3
+PYTEST_LIMIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Tools:
+    write_file: tc.Tool
+    check_file: tc.Tool
+    read_files: tc.Tool
+    run_tests: tc.Tool
+
+
+def make_tools(space: Workspace, delay_s: float) -> Tools:
+    """The tools of one working folder. `delay_s` stands for a remote sandbox: half for files, all for tests."""
+    @tc.tool(kind="file_write", predict_time=0.05 + delay_s / 2)
+    def write_file(path: str, content: str) -> str:
+        pause(delay_s / 2, path)
+        return space.write(path, content)
+
+    @tc.tool(kind="check", predict_time=0.15 + delay_s / 2)
+    def check_file(path: str) -> str:
+        pause(delay_s / 2, path)
+        return space.check(path)
+
+    @tc.tool(kind="file_read", predict_time=0.05 + delay_s / 2)
+    def read_files(paths: list[str]) -> str:
+        pause(delay_s / 2, " ".join(paths))
+        return "\n".join(f"# {path}\n{space.read(path)}" for path in paths)
+
+    @tc.tool(kind="test", stages=[tc.Stage("sandbox", delay_s), tc.Stage("pytest", 1.0)])
+    def run_tests(attempt: int) -> str:
+        pause(delay_s, f"tests {attempt}")
+        passed, output = space.pytest(PYTEST_LIMIT_S)
+        return f"{'PASSED' if passed else 'FAILED'}\n{output}"
+
+    return Tools(write_file, check_file, read_files, run_tests)
+
+
+def one_of(alternatives: list[str]) -> str:
+    """A regular expression that spells exactly these texts."""
+    return "(" + "|".join(re.escape(text).replace(r"\ ", " ") for text in alternatives) + ")"
+
+
+def body_constraint(function: Function, tried: list[str], free: bool) -> dict[str, str]:
+    """In constrained mode one of the bodies that were not tried yet; in free mode any one return statement."""
+    if free:
+        return {"regex": r"return [^\n]{1,160}"}
+    return {"regex": one_of([body for body in function.bodies() if body not in tried])}
+
+
+def plan_schema(job: Task) -> str:
+    name = {"type": "string", "enum": [f.name for f in job.functions]}
+    care = {"type": "string", "enum": ["normal", "careful"]}
+    properties = {"first": name, "review": care}
+    return json.dumps({"type": "object", "properties": properties, "required": list(properties)})
+
+
+def wanted(job: Task) -> str:
+    return "\n".join(f"- {f.signature} {f.description} Examples: {'; '.join(f.tests)}" for f in job.functions)
+
+
+@tc.agent(type="architect")
+def architect(s: Any, ctx: AppContext, job: Task, tools: Tools) -> str:
+    s += sgl.system(prompts.ARCHITECT)
+    s += sgl.user(f"Wanted: {job.title}, with these functions:\n{wanted(job)}")
+    plan = ctx.write(s, "architect", "plan", 80, json_schema=plan_schema(job))
+    ctx.use(s, "architect", tools.write_file, {"path": "PLAN.json", "content": plan}, "written")
+    s += sgl.user("The plan is stored. Add design notes for the programmers.")
+    notes = ctx.write(s, "architect", "notes", 200 if ctx.free else 24)
+    ctx.doing("architect", "")
+    return f"Plan: {plan}\nNotes: {notes}"
+
+
+@tc.agent(type="programmer")
+def programmer(s: Any, ctx: AppContext, job: Task, design: str, function: Function, tools: Tools) -> str:
+    name = f"programmer-{function.name}"
+    s += sgl.system(prompts.PROGRAMMER)
+    s += sgl.user(f"The library: {job.title}\n{wanted(job)}\n{design}\nYour function: {function.signature}"
+                  " Write its body, one return statement.")
+    body = ctx.write(s, name, "body", 96, **body_constraint(function, [], ctx.free))
+    path = f"{function.name}.py"
+    ctx.use(s, name, tools.write_file, {"path": path, "content": function.source(body)}, "written")
+    checked = ctx.use(s, name, tools.check_file, {"path": path}, "checked")
+    s += sgl.user(f"{s['written']}\n{checked}\nYour note for the reviewer:")
+    ctx.write(s, name, "note", 80 if ctx.free else 16)
+    ctx.doing(name, "")
+    return body
+
+
+@tc.agent(type="reviewer")
+def reviewer(s: Any, ctx: AppContext, job: Task, tools: Tools) -> str:
+    s += sgl.system(prompts.REVIEWER)
+    s += sgl.user(f"The library: {job.title}\n{wanted(job)}")
+    sources = ctx.use(s, "reviewer", tools.read_files, {"paths": [f"{f.name}.py" for f in job.functions]}, "sources")
+    s += sgl.user(f"The files:\n{sources}")
+    ctx.doing("reviewer", "")
+    views = s.fork(2)
+    for view, (label, ask) in zip(views, REVIEW_VIEWS, strict=True):
+        view += sgl.user(ask)
+        view += sgl.assistant(sgl.gen(f"{label}_review", max_tokens=120 if ctx.free else 24, ignore_eos=not ctx.free))
+        view += sgl.user("Verdict:")
+    verdicts = []
+    for view, (label, _) in zip(views, REVIEW_VIEWS, strict=True):
+        ctx.note(view, f"reviewer-{label}", f"{label}_review")
+        verdicts.append(ctx.choose(view, f"reviewer-{label}", f"{label}_verdict", ["approve", "change"]))
+        ctx.doing(f"reviewer-{label}", "")
+    views.join()
+    return ", ".join(f"{label}: {verdict}" for (label, _), verdict in zip(REVIEW_VIEWS, verdicts, strict=True))
+
+
+REVIEW_VIEWS = (("meaning", "Does the code do what the descriptions say?"),
+                ("style", "Is the code written as the rules want it?"))
+
+
+@tc.agent(type="tester")
+def tester(s: Any, ctx: AppContext, job: Task, tools: Tools) -> str:
+    s += sgl.system(prompts.TESTER)
+    s += sgl.user(f"The library: {job.title}\n{wanted(job)}\nThe tests are written. Run them.")
+    for f in job.functions:
+        test = {"path": f"test_{f.name}.py", "content": f.test_source()}
+        ctx.use(s, "tester", tools.write_file, test, f"test_{f.name}")
+    output = ctx.use(s, "tester", tools.run_tests, {"attempt": 0}, "tests")
+    s += sgl.user(f"The tests printed:\n{output}")
+    ctx.write(s, "tester", "finding", 48, regex=one_of([f"look at {f.name} first" for f in job.functions]))
+    ctx.doing("tester", "")
+    return output
+
+
+@tc.agent(type="revisor")
+def revisor(s: Any, ctx: AppContext, job: Task, review: str, bodies: dict[str, str], output: str,
+            tools: Tools) -> tuple[bool, int]:
+    tried = {f.name: [bodies[f.name]] for f in job.functions}
+    s += sgl.system(prompts.REVISOR)
+    s += sgl.user(f"The library: {job.title}\n{wanted(job)}\nReview: {review}\nThe tests printed:\n{output}")
+    attempt = 0
+    while not output.startswith("PASSED") and attempt < MAX_REVISIONS:
+        attempt += 1
+        for f in (f for f in job.functions if failed(f, output) and has_more(f, tried[f.name], ctx.free)):
+            s += sgl.user(f"Another body for {f.signature}")
+            body = ctx.write(s, "revisor", f"{f.name}_{attempt}", 96, **body_constraint(f, tried[f.name], ctx.free))
+            tried[f.name].append(body)
+            ctx.use(s, "revisor", tools.write_file, {"path": f"{f.name}.py", "content": f.source(body)},
+                    f"{f.name}_{attempt}_written")
+        output = ctx.use(s, "revisor", tools.run_tests, {"attempt": attempt}, f"tests{attempt}")
+        s += sgl.user(f"The tests printed:\n{output}")
+    ctx.doing("revisor", "")
+    return output.startswith("PASSED"), attempt
+
+
+def failed(function: Function, output: str) -> bool:
+    """Whether pytest's output names this function's test file among the failures; all count when it names none."""
+    return f"test_{function.name}.py" in output or "test_" not in output
+
+
+def has_more(function: Function, tried: list[str], free: bool) -> bool:
+    return free or any(body not in tried for body in function.bodies())
+
+
+def make_app(delay_s: float, seed: int) -> Callable[[AppContext, int], str]:
+    """One application builds one library; returns a one-line note for the progress display."""
+    def app(ctx: AppContext, number: int) -> str:
+        job = task(seed, number)
+        with workspace() as space:
+            tools = make_tools(space, delay_s)
+            design = ctx.run(architect, job=job, tools=tools)
+            rows = [{"job": job, "design": design, "function": f, "tools": tools} for f in job.functions]
+            written = ctx.run_all(programmer, rows)
+            bodies = {f.name: body for f, body in zip(job.functions, written, strict=True)}
+            review = ctx.run(reviewer, job=job, tools=tools)
+            output = ctx.run(tester, job=job, tools=tools)
+            passed, attempts = ctx.run(revisor, job=job, review=review, bodies=bodies, output=output, tools=tools)
+        return f"{job.title}: {'tests pass' if passed else 'tests still fail'} after {attempts} revision(s)"
+
+    return app

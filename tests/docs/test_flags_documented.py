@@ -1,0 +1,59 @@
+"""The pages name every flag, refusal, event and answer that the code has."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.server import refuse
+from tokencake_sglang.server.identity import PATHS
+from tokencake_sglang.server.options import flag_of
+from tokencake_sglang.server.schema import EVENT_KEYS, MAX_EVENT_BYTES, METADATA_KEYS, OUTCOMES
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+LAUNCHER = (DOCS / "launcher.md").read_text()
+REFUSED = LAUNCHER.split("## What is refused")[1]
+API = (DOCS / "control-api.md").read_text()
+
+
+def row_of(page: str, first_cell: str) -> str:
+    rows = [line for line in page.splitlines() if line.startswith(f"| {first_cell} |")]
+    assert len(rows) == 1, f"{first_cell} has {len(rows)} rows"
+    return rows[0]
+
+
+@pytest.mark.parametrize("field", fields(TokenCakeConfig), ids=lambda field: field.name)
+def test_each_setting_has_a_row_with_its_default_and_range(field):
+    row = row_of(LAUNCHER, f"`{flag_of(field.name)}`")
+    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
+    allowed = ", ".join(choices) if choices else f"{low:g} to {high:g}"
+    assert f"| {field.default} | {allowed} |" in row
+
+
+@pytest.mark.parametrize("item", refuse.REFUSALS, ids=lambda item: item.attribute)
+def test_each_refusal_has_a_row_with_its_reason_and_remedy(item):
+    row = row_of(REFUSED, f"`{item.flag}`")
+    assert item.reason in row and item.remedy in row
+
+
+def test_each_refused_variable_and_kind_of_model_is_named_with_its_reason():
+    for name, reason in refuse.ENVIRONMENT:
+        assert reason in row_of(LAUNCHER, f"`{name}`")
+    for attribute, name, reason in refuse.MODEL_KINDS:
+        assert f"`{attribute}`" in row_of(LAUNCHER, name) and reason in row_of(LAUNCHER, name)
+
+
+def test_the_pages_name_no_flag_that_does_not_exist():
+    known = {flag_of(field.name) for field in fields(TokenCakeConfig)} | {"--tokencake-config"}
+    assert set(re.findall(r"--tokencake-[a-z][a-z-]*", LAUNCHER + API)) <= known
+
+
+def test_the_control_page_names_every_key_event_field_outcome_and_route():
+    words = [*METADATA_KEYS, *EVENT_KEYS, *OUTCOMES, *PATHS, *(field for keys in EVENT_KEYS.values() for field in keys)]
+    assert [word for word in words if f"`{word}`" not in API] == []
+    assert f"{MAX_EVENT_BYTES:,}" in API
+    for reason in ("schema", "unauthorized", "unknown_agent", "conflict", "busy", "disabled", "timeout"):
+        assert f"`reason: {reason}`" in API
