@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang.srt.platforms.device_mixin import CpuArchEnum
+
 from tokencake_sglang import platforms
 from tokencake_sglang.platforms import environment, shims
 from tokencake_sglang.platforms.allocator import TorchPagedTokenToKVPoolAllocator
