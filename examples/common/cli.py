@@ -23,7 +23,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-path", help="a model folder or name; a server is started for it and ended afterwards")
     parser.add_argument("--load-format", default=None,
                         help="SGLang load format; default: dummy where the folder holds no weights, else auto")
-    parser.add_argument("--max-total-tokens", type=int, default=8000, help="KV pool of a started server, in tokens")
+    parser.add_argument("--max-total-tokens", type=int, default=5000, help="KV pool of a started server, in tokens")
     parser.add_argument("--page-size", type=int, default=1)
     parser.add_argument("--hicache-ratio", type=float, default=4.0, help="host pool / device pool")
     parser.add_argument("--stock-tree", help="folder with an unpatched sglang package, for the stock modes")
@@ -33,8 +33,8 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--apps", type=int, default=6, help="how many applications to run")
-    parser.add_argument("--concurrency", type=int, default=6, help="how many of them at a time")
+    parser.add_argument("--apps", type=int, default=4, help="how many applications to run")
+    parser.add_argument("--concurrency", type=int, default=4, help="how many of them at a time")
     parser.add_argument("--seed", type=int, default=1, help="picks the tasks of the applications")
     parser.add_argument("--tool-delay", type=float, default=1.5,
                         help="mean seconds added to each tool call, standing for a remote service (0: none)")

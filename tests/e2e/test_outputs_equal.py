@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.support.scenario import MANNERS, TURNS, Player
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, hicache_flags
 
 pytestmark = pytest.mark.e2e
 
@@ -16,19 +16,17 @@ pytestmark = pytest.mark.e2e
 POOL = ("--max-total-tokens", "2048", "--max-running-requests", "8", "--hicache-ratio", "4")
 TOKENCAKE = ("--enable-tokencake", "--tokencake-stall-floor-s", "0.2", "--tokencake-min-offload-tokens", "16",
              "--tokencake-lease-s", "0.3")
-HICACHE = ("--enable-hierarchical-cache", "--hicache-io-backend", "direct", "--hicache-mem-layout", "layer_first",
-           "--hicache-write-policy", "write_through")
 LAUNCHER = "tokencake_sglang.launch_server"
 
 
 @pytest.fixture(scope="module")
 def stock_outputs(stock_tree):
-    with ServerProcess(*POOL, *HICACHE, stock_tree=stock_tree) as server:
+    with ServerProcess(*POOL, *hicache_flags(), stock_tree=stock_tree) as server:
         return Player(server, "stock").play(concurrency=1)
 
 
 def test_the_patched_server_without_tokencake_answers_as_stock(stock_outputs):
-    with ServerProcess(*POOL, *HICACHE, module=LAUNCHER) as server:
+    with ServerProcess(*POOL, *hicache_flags(), module=LAUNCHER) as server:
         player = Player(server, "off")
         assert player.play(concurrency=4) == stock_outputs
         assert {status for _, status, _ in player.statuses} == {503}

@@ -214,6 +214,8 @@ ALLOWED = {
     "quantization": None,
     "kv_cache_dtype": "auto",
     "disaggregation_mode": "null",
+    "enable_lora": None,
+    "lora_paths": None,
 }
 
 
@@ -233,6 +235,11 @@ def test_what_needs_a_gpu_is_refused_by_the_name_of_its_flag(name, value):
     refuse_unsupported(SimpleNamespace(**ALLOWED), CpuArchEnum.X86)
     with pytest.raises(UnsupportedOnCpuError, match=f"--{name.replace('_', '-')} {value} cannot run"):
         refuse_unsupported(SimpleNamespace(**{**ALLOWED, name: value}), CpuArchEnum.X86)
+
+
+def test_adapters_are_refused():
+    with pytest.raises(UnsupportedOnCpuError, match="--enable-lora cannot run"):
+        refuse_unsupported(SimpleNamespace(**{**ALLOWED, "lora_paths": ["some/adapter"]}), CpuArchEnum.X86)
 
 
 def test_another_machine_than_x86_is_refused():

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import sglang as sgl
+
 import tokencake_sglang as tc
 
 

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import sglang as sgl
+
 import tokencake_sglang as tc
 
 LOGGER = "tokencake_sglang.frontend.events"
@@ -154,6 +155,7 @@ def test_the_key_goes_with_events_and_state_and_answers_come_back(peer):
 
 def _state_of(endpoint, agent_id):
     from sglang.lang.interpreter import StreamExecutor
+
     from tokencake_sglang.frontend.identity import AgentContext
 
     executor = StreamExecutor(endpoint, {}, None, None, False, use_thread=False)

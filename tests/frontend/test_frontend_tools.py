@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+
 import tokencake_sglang as tc
 from tokencake_sglang.core.errors import MetadataError
 from tokencake_sglang.frontend.identity import AgentContext, current_app

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -31,7 +32,17 @@ STRICT_CHECKS = {
     "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0",
 }
 BASE_ARGS = ("--host", "127.0.0.1", "--dtype", "float32", "--skip-server-warmup", "--random-seed", "1")
+EXTRA_ARGS = "TOKENCAKE_E2E_ARGS"  # flags for every server, for machines that need some (a GPU without flashinfer)
 LOG_TAIL_LINES = 60
+
+
+def hicache_flags() -> tuple[str, ...]:
+    """SGLang flags for HiCache write-through on this machine, for servers without TokenCake."""
+    import torch
+
+    on_cpu = ("--hicache-io-backend", "direct", "--hicache-mem-layout", "layer_first")
+    flags = ("--enable-hierarchical-cache", "--hicache-write-policy", "write_through")
+    return flags if torch.cuda.is_available() else (*flags, *on_cpu)
 STOP_GRACE_S = 20
 
 
@@ -97,7 +108,7 @@ class ServerProcess:
 
     def __enter__(self) -> ServerProcess:
         command = [sys.executable, "-m", self.module, "--model-path", str(self.model or demo_model_dir())]
-        command += ["--port", str(self.port), *BASE_ARGS, *self.args]
+        command += ["--port", str(self.port), *BASE_ARGS, *self.args, *shlex.split(os.environ.get(EXTRA_ARGS, ""))]
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
                 command, env=self._environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -120,6 +131,8 @@ class ServerProcess:
         paths += [str(PACKAGE_ROOT), *filter(None, [env.get("PYTHONPATH")])]
         env.update(STRICT_CHECKS, PYTHONPATH=os.pathsep.join(paths), PYTHONUNBUFFERED="1")
         env.setdefault("OMP_NUM_THREADS", "1")
+        # Compiling a thousand modules anew in each of three processes would double the start-up time.
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
         if self.model is None:
             env["SGLANG_DISABLED_MODEL_ARCHS"] = other_model_archs()
         for name, value in self.extra_env.items():

@@ -14,7 +14,8 @@ from tokencake_sglang.core.errors import ConfigError, TokenCakeError
 
 FIELDS = {f.name: f for f in fields(TokenCakeConfig)}
 NUMBERS = {name: f for name, f in FIELDS.items() if type(f.default) in (int, float)}
-WORDS = {name: f for name, f in FIELDS.items() if isinstance(f.default, str)}
+WORDS = {name: f for name, f in FIELDS.items() if f.metadata["choices"] is not None}
+TEXTS = {name: f for name, f in FIELDS.items() if isinstance(f.default, str) and name not in WORDS}
 
 
 def outside(name: str) -> list[float]:
@@ -31,7 +32,7 @@ def test_the_defaults_are_valid_and_every_field_says_what_it_is():
     for name, field in FIELDS.items():
         assert getattr(config, name) == field.default
         assert field.metadata["help"].endswith("."), name
-        assert (name in WORDS) == (field.metadata["choices"] is not None), name
+        assert (name in WORDS or name in TEXTS) == (field.metadata["low"] is None), name
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -115,6 +116,8 @@ def test_json_may_not_smuggle_in_a_number_that_is_none():
 
 
 def any_value(field):
+    if field.name in TEXTS:
+        return st.text()
     if field.metadata["choices"]:
         return st.sampled_from(field.metadata["choices"])
     low, high = field.metadata["low"], field.metadata["high"]

@@ -45,6 +45,8 @@ class TokenCakeConfig:
     tick_interval_s: float = _setting(
         0.01, "How often at most rank 0 tells all ranks the time while a stall or a move is pending.",
         low=0.0, high=10.0)
+    decision_log: str = _setting(
+        "", "Write every decision of rank N, one JSON object a line, to this file with the ending .rankN; empty: do not.")
     load_slots: int = _setting(
         16, "Host-to-device copies that may be in flight at a time (SGLang: 3).", low=3, high=256)
 

@@ -7,11 +7,12 @@ tensor-parallel rank reaches the same decisions in the same step. Time comes in 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from typing import Any
 
 from tokencake_sglang.core.agents import Agent, AgentTable
 from tokencake_sglang.core.config import TokenCakeConfig
-from tokencake_sglang.core.plan import Action, Mechanism, Offload, Outcome, Policy, Release, Upload
+from tokencake_sglang.core.plan import Action, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
 from tokencake_sglang.core.policy import make_policy
 from tokencake_sglang.core.stalls import Reply
 from tokencake_sglang.core.types import AgentIdentity, AgentView
@@ -37,9 +38,11 @@ class Controller:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.declined: dict[str, int] = {}
         self.now = 0.0
+        self.observe: Callable[[float, str, Decision, Outcome | None], None] = lambda *_: None
         self._due: dict[str, None] = {}
         self._timers: list[tuple[float, int, str, int]] = []
         self._timer_seq = 0
+        self._live: frozenset[str] | None = None  # of this step, once somebody needs it
 
     # -- events ---------------------------------------------------------------------------------------------
 
@@ -64,6 +67,7 @@ class Controller:
         """A request of this agent finished or was aborted."""
         agent = self.agents.get(key)
         if agent is None:
+            self.mechanism.forget(key)  # it ended before its request did, which has left KV under its name
             return
         agent.rids.pop(rid, None)
         self.agents.touch(agent, self.now)
@@ -99,6 +103,8 @@ class Controller:
 
     def reset(self) -> None:
         """The cache was flushed: moves and leases are gone, the agents and their calls are not."""
+        for done in self.mechanism.take_completions():
+            self._complete(done.key, done.kind, done.tokens)
         for agent in self.agents:
             agent.move = agent.lease_until = None
             agent.upload_ready = False
@@ -114,24 +120,27 @@ class Controller:
         """One scheduler step: completions, then the agents that are due, boundedly many."""
         for done in self.mechanism.take_completions():
             self._complete(done.key, done.kind, done.tokens)
-        self._forget_one_stale()
-        while self._timers and self._timers[0][0] <= self.now:
-            _, _, key, generation = heapq.heappop(self._timers)
-            agent = self.agents.get(key)
-            if agent is not None and agent.generation == generation:
-                self._due[key] = None
+        self._live = None
+        self._forget_stale()
+        while self._timers and (self._timers[0][0] <= self.now or not self._is_live(self._timers[0])):
+            timer = heapq.heappop(self._timers)
+            if self._is_live(timer):
+                self._due[timer[2]] = None
         if not self._due:
             return
-        live = None
         for key in list(self._due)[:DECISIONS_PER_STEP]:
             del self._due[key]
             agent = self.agents.get(key)
             if agent is None:
                 continue
-            if agent.rids:
-                live = self.mechanism.live_rids() if live is None else live
-                agent.rids = {rid: None for rid in agent.rids if rid in live}
+            self._drop_vanished_requests(agent)
             self._decide(agent)
+
+    def _drop_vanished_requests(self, agent: Agent) -> None:
+        """Aborted in the queue or dropped: nobody tells, so look."""
+        if agent.rids:
+            self._live = self.mechanism.live_rids() if self._live is None else self._live
+            agent.rids = {rid: None for rid in agent.rids if rid in self._live}
 
     def view(self, agent: Agent) -> AgentView:
         return AgentView(
@@ -140,16 +149,24 @@ class Controller:
 
     def _decide(self, agent: Agent) -> None:
         decision = self.policy.decide(self.now, self.view(agent), self.mechanism.pool())
-        wake_at = decision.wake_at
+        wake_at, outcome = decision.wake_at, None
         if decision.action is not None:
             outcome = self.mechanism.execute(agent.key, decision.action)
             self._record(agent, decision.action, outcome)
             if not outcome.accepted:
                 retry_at = self.now + DECLINED_RETRY_S
                 wake_at = retry_at if wake_at is None else min(wake_at, retry_at)
+                self._end_lease_that_is_over(agent)
+        self.observe(self.now, agent.key, decision, outcome)
         if agent.rids and wake_at is None:
-            wake_at = self.now + ACTIVE_RECHECK_S if agent.calls.open else None
+            waits = agent.calls.open or agent.lease_until is not None
+            wake_at = self.now + ACTIVE_RECHECK_S if waits else None  # its request may vanish without a word
         self._sleep(agent, wake_at)
+
+    def _end_lease_that_is_over(self, agent: Agent) -> None:
+        """A declined renewal does not prolong a lease."""
+        if agent.lease_until is not None and self.now >= agent.lease_until:
+            self._record(agent, Release(), self.mechanism.execute(agent.key, Release()))
 
     def _record(self, agent: Agent, action: Action, outcome: Outcome) -> None:
         kind = {Offload: "offload", Upload: "upload"}.get(type(action))
@@ -179,6 +196,10 @@ class Controller:
                 agent.upload_ready = True
             else:
                 self.counters["uploads_late"] += 1
+        elif tokens == 0:  # cancelled, or all of it is in use: not again in every step
+            retry_at = self.now + DECLINED_RETRY_S
+            self._sleep(agent, retry_at if agent.wake_at is None else min(agent.wake_at, retry_at))
+            return
         self._mark_due(agent)
 
     def _settle_upload(self, agent: Agent, *, stall_ended: bool) -> None:
@@ -199,28 +220,37 @@ class Controller:
         if len(self._timers) > 4 * len(self.agents) + TIMER_SLACK:
             self._drop_stale_timers()
 
-    def _drop_stale_timers(self) -> None:
-        def is_live(key: str, generation: int) -> bool:
-            agent = self.agents.get(key)
-            return agent is not None and agent.generation == generation
+    def _is_live(self, timer: tuple[float, int, str, int]) -> bool:
+        """Whether its agent still waits for this timer (there was no later decision)."""
+        agent = self.agents.get(timer[2])
+        return agent is not None and agent.generation == timer[3]
 
-        self._timers = [timer for timer in self._timers if is_live(timer[2], timer[3])]
+    def _drop_stale_timers(self) -> None:
+        self._timers = [timer for timer in self._timers if self._is_live(timer)]
         heapq.heapify(self._timers)
 
     def _end_agent(self, agent: Agent) -> None:
         self.counters["agents_ended"] += 1
+        self._remove(agent, ended=True)
+
+    def _forget_stale(self) -> None:
+        """Forget agents that are idle for too long or too many, boundedly many; one with a live request stays."""
+        for _ in range(DECISIONS_PER_STEP):
+            agent = self.agents.stale(self.now)
+            if agent is None:
+                return
+            self._drop_vanished_requests(agent)
+            if agent.rids:
+                self.agents.touch(agent, self.now)
+                continue
+            self.counters["agents_forgotten"] += 1
+            self._remove(agent, ended=False)
+
+    def _remove(self, agent: Agent, *, ended: bool) -> None:
         self.counters["stalls_finished"] += agent.calls.end_all()
-        self.agents.remove(agent.key, ended=True)
+        self.agents.remove(agent.key, ended=ended)
         self._due.pop(agent.key, None)
         self.mechanism.forget(agent.key)
-
-    def _forget_one_stale(self) -> None:
-        agent = self.agents.stale(self.now)
-        if agent is not None:
-            self.counters["agents_forgotten"] += 1
-            self.agents.remove(agent.key, ended=False)
-            self._due.pop(agent.key, None)
-            self.mechanism.forget(agent.key)
 
     def _unknown(self, event: str, name: str | None, ended: bool) -> Reply:
         if not ended:

@@ -59,11 +59,17 @@ class TokenCakeHiRadixCache(HiRadixCache):
         self.owners.on_removed(node)
 
     def cache_unfinished_req(self, req: Any, *args: Any, **kwargs: Any) -> None:
+        waited_for, met_load = req.last_node, self._match_met_load
         self._inserting = agent_key(req)
         try:
             super().cache_unfinished_req(req, *args, **kwargs)
         finally:
             self._inserting = ANONYMOUS
+        self._match_met_load = met_load  # the match in there is not one for the batch being built
+        if self.loads_in_flight() > 0 and self._is_loading(req.last_node, waited_for):
+            # The tree's slots, still being filled, replaced those that the request had computed itself. Its
+            # next pass may not carry an event slot, so it is waited for here; a rare case.
+            self.cache_controller.ack_load_queue[-1].finish_event.synchronize()
 
     def cache_finished_req(self, req: Any, *args: Any, **kwargs: Any) -> None:
         self._inserting = agent_key(req)
@@ -118,8 +124,9 @@ class TokenCakeHiRadixCache(HiRadixCache):
         """Loads started and not yet acknowledged on all ranks (equal on every rank)."""
         return len(self.cache_controller.ack_load_queue)
 
-    def _is_loading(self, node: Any) -> bool:
-        while node is not None and node is not self.root_node:
+    def _is_loading(self, node: Any, above: Any = None) -> bool:
+        """Whether `node` or an ancestor, up to and without `above`, is on its way outside a batch."""
+        while node is not None and node is not self.root_node and node is not above:
             if node.id in self.uploading:
                 return True
             node = node.parent

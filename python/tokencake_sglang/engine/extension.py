@@ -12,6 +12,7 @@ from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.controller import Controller
 from tokencake_sglang.core.types import AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
+from tokencake_sglang.engine.decision_log import DecisionLog
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, TokenCakeTickReq
 from tokencake_sglang.engine.moves import KvMover
 from tokencake_sglang.engine.state import state_report
@@ -28,6 +29,8 @@ class TokenCakeExtension(SchedulerExtension):
         self.cache.on_step = self.controller.step
         self.cache.on_request_ended = self.controller.request_ended
         self.cache.on_reset = self._on_reset
+        if config.decision_log:
+            self.controller.observe = DecisionLog(config.decision_log, scheduler.ps.tp_rank)
         self._last_tick = 0.0
         scheduler._request_dispatcher += TypeBasedDispatcher([
             (TokenCakeTickReq, self._on_tick),

@@ -103,14 +103,16 @@ class KvMover:
         return done
 
     def forget(self, key: str) -> None:
-        self.offloads.pop(key, None)
+        if self.offloads.pop(key, None) is not None:
+            self.done.append(MoveDone(key, "offload", 0))
         self.cache.owners.forget(key)
 
     def reset(self) -> None:
         """The tree was flushed: every node handle is dead."""
+        self.done += [MoveDone(key, "offload", 0) for key in self.offloads]
+        self.done += [MoveDone(key, "upload", 0) for key in self.uploads]
         self.offloads.clear()
         self.uploads.clear()
-        self.done.clear()
 
     def moves_in_flight(self) -> list[dict[str, Any]]:
         moves = [{"agent": k, "kind": "offload", "tokens": sum(len(n.key) for n in m.nodes)}
@@ -125,8 +127,12 @@ class KvMover:
         nodes = [n for n in self.cache.owners.unshared(key) if n.value is not None]
         nodes.sort(key=self.cache.get_height)
         missing = self._without_host_copy(nodes)
-        if not self._host_has_room(sum(len(n.key) for n in missing)):
+        wanted = sum(len(n.key) for n in missing)
+        if not self._host_has_room(wanted):
             return Outcome(False, reason="host_full")
+        shortfall = wanted - self.cache.token_to_kv_pool_host.available_size()
+        if shortfall > 0:  # write_backup would push out a whole node's length, protected KV too
+            self.cache.evict_host(shortfall)
         for node in missing:
             if self.cache.write_backup(node) == 0:
                 break

@@ -28,7 +28,8 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
     """Serves dense MHA/GQA models in float32 or bfloat16, any page size, with or without HiCache, on gloo.
 
     Chosen by `tokencake_sglang.platforms.activate` when no accelerator is present. For correctness and for trying
-    things out, not for speed: attention runs request by request, and a prefix hit saves no attention work.
+    things out, not for speed: attention runs request by request, and a prefix hit saves no attention work. Models with
+    sliding windows, state-space layers or multi-head latent attention need pools and kernels that are not here.
     """
 
     _enum = PlatformEnum.OOT
@@ -124,6 +125,8 @@ def refuse_unsupported(server_args, architecture: CpuArchEnum) -> None:
         )
     if server_args.kv_cache_dtype not in ("auto", "bfloat16", "bf16"):
         raise UnsupportedOnCpuError(f"--kv-cache-dtype {server_args.kv_cache_dtype}", "Use auto or bfloat16.")
+    if server_args.enable_lora or server_args.lora_paths:
+        raise UnsupportedOnCpuError("--enable-lora", "Its adapter memory is pinned for a GPU; merge the adapter.")
     if server_args.disaggregation_mode != "null":
         raise UnsupportedOnCpuError(
             f"--disaggregation-mode {server_args.disaggregation_mode}", "Serve prefill and decode in one server."

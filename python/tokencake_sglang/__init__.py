@@ -1,0 +1,36 @@
+"""TokenCake on SGLang. `import tokencake_sglang as tc` gives the frontend; sglang is loaded on first use of it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from tokencake_sglang.version import __version__
+
+_HOMES = {
+    "Engine": "offline",
+    "Stage": "frontend.tool",
+    "Tool": "frontend.tool",
+    "ToolError": "frontend.tool",
+    "tool": "frontend.tool",
+    "app": "frontend.identity",
+    "AgentFunction": "frontend.sglang_backend",
+    "Endpoint": "frontend.sglang_backend",
+    "agent": "frontend.sglang_backend",
+    "call": "frontend.sglang_backend",
+}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {sorted(__all__)}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+

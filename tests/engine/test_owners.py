@@ -1,0 +1,145 @@
+"""Owners of nodes through everything that happens to the tree."""
+
+from __future__ import annotations
+
+from tokencake_sglang.engine.owners import ANONYMOUS, owners_of
+
+SHARED = list(range(200, 232))
+LEFT, RIGHT = SHARED + list(range(300, 332)), SHARED + list(range(400, 432))
+
+
+def owners_along(h, tokens):
+    return [set(owners_of(n)) for n in h.path(h.peek(tokens))]
+
+
+def test_a_prefix_that_two_agents_used_is_owned_by_both_and_their_own_parts_by_each(make):
+    h = make()
+    h.serve(LEFT, "a")
+    h.serve(RIGHT, "b")
+    assert owners_along(h, LEFT) == [{"a", "b"}, {"a"}]
+    assert owners_along(h, RIGHT) == [{"a", "b"}, {"b"}]
+    h.audit()
+
+
+def test_a_request_without_identity_makes_a_prefix_shared_for_good(make):
+    h = make()
+    h.serve(LEFT, "a")
+    h.serve(RIGHT)
+    assert owners_along(h, LEFT) == [{"a", ANONYMOUS}, {"a"}]
+    assert h.cache.owners.footprint("a").unshared_device_tokens == 32
+    h.cache.owners.forget("a")
+    assert owners_along(h, LEFT) == [{ANONYMOUS}, set()]
+    h.audit()
+
+
+def test_a_match_that_ends_inside_a_node_splits_it_and_both_halves_keep_the_owners(make):
+    h = make()
+    h.serve(LEFT, "a")
+    assert h.on_device(LEFT[:16] + [1, 2, 3]) == 16
+    assert owners_along(h, LEFT) == [{"a"}, {"a"}]
+    assert h.cache.owners.footprint("a").device_tokens == 64
+    h.audit()
+
+
+def test_a_split_of_a_dead_node_leaves_two_dead_nodes(make):
+    h = make()
+    h.serve(LEFT, "a")
+    h.cache.owners.forget("a")
+    h.on_device(LEFT[:16] + [1])
+    assert h.cache.owners.dead_evictable_tokens(1000) == 64
+    h.audit()
+
+
+def test_dead_kv_that_somebody_uses_again_is_alive_again(make):
+    h = make()
+    h.serve(LEFT, "a")
+    h.cache.owners.forget("a")
+    h.serve(RIGHT, "b")
+    assert owners_along(h, LEFT) == [{"b"}, set()]
+    assert h.cache.owners.dead_evictable_tokens(1000) == 32
+    h.audit()
+
+
+def test_eviction_takes_the_owners_of_what_it_removes_and_keeps_those_of_what_is_on_the_host(make):
+    h = make(device_tokens=128, host_tokens=64)
+    h.serve(LEFT, "a")
+    h.back_up_all()
+    h.serve([5] * 32, "b")
+    h.evict(128)
+    h.audit()
+    assert h.cache.owners.footprint("b").device_tokens == h.cache.owners.footprint("b").host_tokens == 0
+    assert h.cache.owners.footprint("a").restore_tokens == 64
+    assert owners_along(h, LEFT) == [{"a"}]
+    h.cache.evict_host(64)
+    h.audit()
+    assert h.nodes() == [] and h.cache.owners.leaf == {}
+
+
+def test_kv_that_is_loaded_back_has_its_owners_and_its_new_user(make):
+    h = make()
+    h.serve(LEFT, "a")
+    h.back_up_all()
+    h.evict(128)
+    req = h.start(RIGHT, "b")
+    h.audit()
+    assert owners_along(h, LEFT) == [{"a", "b"}, {"a"}]
+    h.finish(req)
+    h.settle()
+    h.audit()
+
+
+def test_a_reset_forgets_all_owners_and_a_new_start_is_clean(make):
+    h = make()
+    h.serve(LEFT, "a")
+    h.cache.owners.protected["a"] = None
+    h.flush()
+    h.audit()
+    index = h.cache.owners
+    assert not (index.nodes or index.leaf or index.dead or index.protected)
+    h.serve(LEFT, "b")
+    assert owners_along(h, LEFT) == [{"b"}]
+    h.audit()
+
+
+def test_forgetting_one_of_two_owners_leaves_the_other_and_only_the_private_part_dies(make):
+    h = make()
+    h.serve(LEFT, "a")
+    h.serve(RIGHT, "b")
+    h.cache.owners.forget("a")
+    assert owners_along(h, LEFT) == [{"b"}, set()]
+    assert owners_along(h, RIGHT) == [{"b"}, {"b"}]
+    h.cache.owners.forget("b")
+    assert h.cache.owners.dead_evictable_tokens(1000) == 96
+    h.audit()
+
+
+def test_retracted_and_aborted_requests_leave_the_owners_right(make):
+    h = make(device_tokens=192)
+    h.serve(SHARED, "a")
+    req = h.start(LEFT, "a")
+    h.decode(req, 2)
+    h.audit()
+    h.retract(req)
+    h.audit()
+    assert owners_along(h, LEFT)[-1] == {"a"}
+    assert h.admit(req)
+    h.forward(req)
+    h.result(req)
+    h.audit()
+    other = h.start(RIGHT, "b")
+    h.abort(other)
+    late = h.request(RIGHT + [1] * 40, "c")
+    assert h.admit(late)
+    h.abort(late, is_insert=False)
+    h.audit()
+    h.finish(req)
+    h.audit()
+    assert owners_along(h, RIGHT)[0] == {"a", "b"}
+    assert not h.cache.owners.nodes.get("c")
+
+
+def test_a_prompt_shorter_than_a_page_or_of_one_token_harms_nothing(make):
+    h = make()
+    for tokens in ([1], [2, 3]):
+        h.serve(tokens, "a", steps=1)
+        h.audit()
