@@ -42,6 +42,7 @@ class KvMover:
         self.offloads: dict[str, _Offload] = {}
         self.uploads: dict[str, _Upload] = {}
         self.done: list[MoveDone] = []
+        self._pool: PoolView | None = None
 
     # -- what the controller may know -----------------------------------------------------------------------
 
@@ -49,6 +50,12 @@ class KvMover:
         return self.cache.owners.footprint(key)
 
     def pool(self) -> PoolView:
+        """Measured once a step, and again after each move that was started in it."""
+        if self._pool is None:
+            self._pool = self.measure_pool()
+        return self._pool
+
+    def measure_pool(self) -> PoolView:
         allocator, host = self.cache.token_to_kv_pool_allocator, self.cache.token_to_kv_pool_host
         total = self.scheduler.max_total_num_tokens
         waiting = self.scheduler.waiting_queue
@@ -78,6 +85,7 @@ class KvMover:
     # -- decisions ------------------------------------------------------------------------------------------
 
     def execute(self, key: str, action: Action) -> Outcome:
+        self._pool = None
         if isinstance(action, Offload):
             return self._start_offload(key)
         if isinstance(action, Upload):
@@ -90,6 +98,7 @@ class KvMover:
 
     def take_completions(self) -> list[MoveDone]:
         """Push on what is under way and hand over what has ended since the last call."""
+        self._pool = None
         for key in list(self.offloads):
             self._continue_offload(key)
         for key, upload in list(self.uploads.items()):
