@@ -29,15 +29,7 @@ def row_of(page: str, first_cell: str) -> str:
 @pytest.mark.parametrize("field", fields(TokenCakeConfig), ids=lambda field: field.name)
 def test_each_setting_has_a_row_with_its_default_and_range(field):
     row = row_of(LAUNCHER, f"`{flag_of(field.name)}`")
-<<<<<<< HEAD
-    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
-    allowed = "any path"
-    if choices or low is not None:
-        allowed = ", ".join(choices) if choices else f"{low:g} to {high:g}"
-    assert f"| {field.default or 'empty'} | {allowed} |" in row
-=======
     assert f"| {field.default if field.default != '' else 'empty'} | {allowed_of(field)} |" in row
->>>>>>> wt-server
 
 
 @pytest.mark.parametrize("item", refuse.REFUSALS, ids=lambda item: item.attribute)
