@@ -12,7 +12,14 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from tests.support.cache_fixture import CacheHarness
 from tests.support.transfer_clock import TransferClock
 from tokencake_sglang.core.plan import CancelOffload, Offload, Release, Upload
@@ -124,18 +131,42 @@ class CacheMachine(RuleBasedStateMachine):
         self.forget_what_has_left()
         return admitted
 
-    @precondition(lambda self: self.admitted)
-    @rule()
     def forward(self) -> None:
         req = self.admitted.pop(0)
         self.h.forward(req)
         self.computed.append(req)
 
-    @precondition(lambda self: self.computed)
-    @rule()
     def result(self) -> None:
         req = self.computed.pop(0)
         self.cache_kv(req, req.origin_input_ids + req.output_ids, lambda: self.h.result(req))
+
+    @precondition(lambda self: self.admitted or self.computed)
+    @rule(passes=st.integers(0, 4), results=st.integers(0, 4))
+    def progress(self, passes: int, results: int) -> None:
+        """Prefill passes run, and their results are processed, in the order in which they were started."""
+        for _ in range(min(passes, len(self.admitted))):
+            self.forward()
+        for _ in range(min(results, len(self.computed))):
+            self.result()
+
+    @initialize(served=st.lists(st.tuples(agents, prompts), min_size=2, max_size=4))
+    def some_agents_have_kv(self, served: list[tuple[str, list[int]]]) -> None:
+        for agent, prompt in served:
+            self.serve(agent, prompt, 0)
+
+    @precondition(lambda self: len(self.h.running_batch.reqs) < RUNNING_MAX)
+    @rule(agent=st.one_of(agents, agents, st.none()), prompt=prompts, steps=st.integers(0, 20))
+    def serve(self, agent: str | None, prompt: list[int], steps: int) -> None:
+        """The whole life of a request."""
+        req = self.h.request(prompt, agent)
+        if not self.admit_request(req):
+            return
+        while self.admitted:
+            self.forward()
+        while self.computed:
+            self.result()
+        self.decode_steps(req, steps)
+        self.end(req, "finish")
 
     def cache_kv(self, req: Any, tokens: Any, act: Any) -> None:
         """Run `act`, which caches the KV of `tokens`. A copy it starts may push other KV off the host first."""
@@ -160,6 +191,9 @@ class CacheMachine(RuleBasedStateMachine):
         req = data.draw(st.sampled_from(self.decoding()))
         while self.admitted:  # passes run in the order in which they were started
             self.forward()
+        self.decode_steps(req, steps)
+
+    def decode_steps(self, req: Any, steps: int) -> None:
         for _ in range(steps):
             if self.h.allocator.available_size() + self.h.cache.evictable_size() < 2 * self.page_size:
                 break
@@ -216,13 +250,21 @@ class CacheMachine(RuleBasedStateMachine):
             assert before[node_id][1] == set(), f"an upload evicted KV of {before[node_id][1]}"
         self.forget_what_has_left()
 
-    @rule()
-    def land_a_backup(self) -> None:
-        self.h.clock.complete_one(self.h.writes)
+    @rule(agent=agents)
+    def stall(self, agent: str) -> None:
+        """The agent's running requests finish and its KV is sent away, to the end."""
+        for req in self.decoding():
+            if req.agent_metadata == {"agent_id": agent}:
+                self.end(req, "finish")
+        self.offload(agent)
+        self.land(9, 0)
+        self.h.step()
 
-    @rule()
-    def land_a_load(self) -> None:
-        self.h.clock.complete_one(self.h.loads)
+    @rule(writes=st.integers(0, 3), loads=st.integers(0, 3))
+    def land(self, writes: int, loads: int) -> None:
+        for stream, count in ((self.h.writes, writes), (self.h.loads, loads)):
+            for _ in range(count):
+                self.h.clock.complete_one(stream)
 
     def on_step(self) -> None:
         offloading = set(self.mover.offloads)
@@ -237,8 +279,9 @@ class CacheMachine(RuleBasedStateMachine):
         moved = sum(len(before[i][0].key) for i in before.keys() - after.keys())
         assert moved == sum(d.tokens for d in done if d.kind == "offload")
 
-    @rule()
-    def step(self) -> None:
+    @rule(writes=st.integers(0, 3), loads=st.integers(0, 3))
+    def step(self, writes: int, loads: int) -> None:
+        self.land(writes, loads)
         self.h.step()
 
     # -- pressure, ends, flush ------------------------------------------------------------------------------
