@@ -43,7 +43,7 @@ class TokenCakeConfig:
         3600.0, "An agent with no request, event or stall for this many seconds is forgotten.",
         low=1.0, high=604800.0)
     tick_interval_s: float = _setting(
-        0.01, "How often at most rank 0 tells all ranks the time while a stall or a move is pending.",
+        0.01, "The shortest time between two messages in which rank 0 tells all ranks the time because an agent is due.",
         low=0.0, high=10.0)
     load_slots: int = _setting(
         16, "Host-to-device copies that may be in flight at a time (SGLang: 3).", low=3, high=256)
