@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import urllib.error
 import urllib.request
@@ -62,6 +63,7 @@ def summary(results: list[AppResult], wall_s: float, server: dict[str, float],
         "applications": len(results),
         "applications failed": len(results) - len(done),
         "wall time (s)": wall_s,
+        "machine load at the end": os.getloadavg()[0],
         "app latency, mean (s)": sum(seconds) / len(seconds) if seconds else None,
         "app latency, max (s)": max(seconds, default=None),
         "generations": len(calls),

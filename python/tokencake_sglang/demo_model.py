@@ -246,5 +246,5 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     print(f"Wrote a demo model to {path}. Serve it with:")
-    print(f"  python -m tokencake_sglang.launch_server --enable-tokencake --model-path {path} --tool-call-parser qwen25")
+    print(f"  python -m tokencake_sglang.launch_server --model-path {path} --enable-tokencake")
     return 0

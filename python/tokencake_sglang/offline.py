@@ -8,6 +8,7 @@ from typing import Any
 
 from sglang.srt.entrypoints.engine import Engine as SGLangEngine
 from sglang.srt.server_args import ServerArgs
+
 from tokencake_sglang import serving
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.errors import ConfigError

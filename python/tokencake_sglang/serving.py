@@ -39,6 +39,7 @@ def load_plugins(config: TokenCakeConfig | None) -> None:
     os.environ[ENV_CONFIG] = OFF if config is None else config.to_json()
     from sglang.srt.mem_cache.registry import registered_radix_cache_backends
     from sglang.srt.plugins import load_plugins as load
+
     from tokencake_sglang.server.install import verify_http
 
     load()
@@ -70,7 +71,7 @@ def notice(config: TokenCakeConfig | None, device: str, chosen: Mapping[str, Any
         return f"{head}OFF (stock serving; --enable-tokencake turns it on)\n  SGLang flags chosen: {flags}"
     default = asdict(TokenCakeConfig())
     lines = [f"{head}ON"]
-    lines += [f"  {name}: {value}{'' if value == default[name] else f'  (default {default[name]})'}"
+    lines += [f"  {name}: {value!r}{'' if value == default[name] else f'  (default {default[name]!r})'}"
               for name, value in asdict(config).items()]
     lines.append(f"  SGLang flags chosen: {flags}")
     if url:

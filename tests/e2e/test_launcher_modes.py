@@ -93,3 +93,12 @@ def test_the_offline_engine_takes_the_same_options_and_events(tmp_path):
     assert done.returncode == 0 and lines, done.stderr[-4000:]
     refusals = [["ControlError", 404], ["MetadataError", None], ["MetadataError", None]]
     assert json.loads(lines[0][7:]) == [True, "applied", True, "applied", refusals, 2, True, "applied", ["x", "y"]]
+
+
+@pytest.mark.parametrize("flags", [["--enable-tokencake"], []])
+def test_an_unpatched_sglang_is_refused_with_the_command_that_mends_it(stock_tree, flags):
+    command = [sys.executable, "-m", LAUNCHER, "--model-path", "anything", *flags]
+    path = os.pathsep.join([str(stock_tree), str(PACKAGE_ROOT)])
+    done = subprocess.run(command, env=environment(PYTHONPATH=path), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "is not patched" in done.stderr and "tokencake_sglang.patching apply" in done.stderr

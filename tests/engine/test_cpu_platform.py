@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang.srt.platforms.device_mixin import CpuArchEnum
+
 from tokencake_sglang import platforms
 from tokencake_sglang.platforms import environment, shims
 from tokencake_sglang.platforms.allocator import TorchPagedTokenToKVPoolAllocator
@@ -255,11 +256,10 @@ def test_models_with_latent_attention_are_refused():
 @pytest.fixture
 def clean_environment(monkeypatch):
     for name in ("OMP_NUM_THREADS", "SGLANG_CPU_OMP_THREADS_BIND", "SGLANG_NCCL_SO_PATH"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is taken back even where it was missing before
+        monkeypatch.delenv(name)
     monkeypatch.setattr(environment, "_set_here", {})
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 4, 5})
-    yield
-    environment._set_here.clear()
 
 
 def test_each_rank_gets_its_share_of_the_cores(clean_environment):

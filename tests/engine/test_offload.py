@@ -201,3 +201,17 @@ def test_a_retracted_request_can_be_sent_away_and_comes_back_right(moving):
     m.h.finish(req)
     m.h.settle()
     m.h.audit()
+
+
+def test_dead_kv_that_continues_an_agents_path_does_not_keep_it_on_the_device(moving):
+    m = moving(device_tokens=160)
+    m.h.serve(LEFT, "a")
+    m.h.settle()
+    m.h.serve(LEFT + [8] * 48, "b")
+    m.mover.forget("b")  # b has ended; its 48 tokens hang below the path that is a's alone now
+    m.h.settle()
+    assert m.offload("a").tokens == 64
+    m.h.settle()
+    m.h.audit()
+    assert m.done == [MoveDone("a", "offload", 64)]
+    assert m.h.on_device(LEFT + [8] * 48) == 0 and m.h.on_host(LEFT) == 64

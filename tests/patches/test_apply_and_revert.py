@@ -208,6 +208,8 @@ def test_an_empty_series_is_patched_and_apply_does_nothing(lab, words):
     assert lab.run("check") == 0
     assert lab.run("apply") == 0
     assert "empty" in words()
+    with pytest.raises(PatchError, match="series in use is empty"):
+        require_patched(lab.tree, lab.patches)
     assert lab.contents() == lab.pristine
 
 

@@ -8,6 +8,7 @@ import random
 
 import pytest
 from sglang.utils import TypeBasedDispatcher
+
 from tokencake_sglang.core.errors import TokenCakeError
 from tokencake_sglang.engine.ipc import TokenCakeControlReqOutput
 from tokencake_sglang.server import gateway as gateway_module

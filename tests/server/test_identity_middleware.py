@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tokencake_sglang.server.identity import AgentIdentityMiddleware
 
 CHAT = "/v1/chat/completions"

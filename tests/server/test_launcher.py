@@ -6,6 +6,7 @@ import json
 from dataclasses import fields
 
 import pytest
+
 from tokencake_sglang import launch_server, serving
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.errors import ConfigError
@@ -30,7 +31,7 @@ def test_without_the_switch_there_are_no_settings():
 
 def test_every_setting_has_a_flag_that_sets_it():
     for f in fields(TokenCakeConfig):
-        other = {"offload_policy": "none", "decision_log": "decisions"}.get(f.name, f.metadata["high"])
+        other = "none" if isinstance(f.default, str) else f.metadata["high"]
         config = config_of(*ON, options.flag_of(f.name), str(other))
         assert getattr(config, f.name) == other and type(getattr(config, f.name)) is type(f.default)
 

@@ -10,6 +10,7 @@ import pytest
 from sglang.srt.environ import envs
 from sglang.srt.mem_cache.registry import TreeCacheBuildContext
 from sglang.srt.server_args import ServerArgs
+
 from tokencake_sglang.core.errors import ConfigError
 from tokencake_sglang.server import refuse
 

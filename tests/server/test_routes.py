@@ -8,6 +8,7 @@ import json
 import httpx
 import pytest
 from fastapi import FastAPI
+
 from tokencake_sglang.server.auth import UnauthorizedSentence
 from tokencake_sglang.server.routes import build_router, error_body, parse_limit
 from tokencake_sglang.server.schema import MAX_EVENT_BYTES

@@ -8,6 +8,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tokencake_sglang.core.errors import MetadataError
 from tokencake_sglang.server.schema import (
     EVENT_KEYS,

@@ -229,14 +229,14 @@ class ControllerMachine(RuleBasedStateMachine):
                 self.mechanism.land(key)
             self.controller.step()
         assert not self.mechanism.moves and not self.mechanism.protected
-        assert not self.controller.has_timers
+        assert self.controller.next_wake is None
 
     def nothing_is_left_when_all_agents_have_finished(self) -> None:
         for agent in list(self.controller.agents):
             self.controller.event({"event": "agent_finished", "agent_id": agent.key})
         self.controller.step()
         assert len(self.controller.agents) == 0 and not self.controller.agents.by_lifecycle
-        assert not self.controller.has_timers and not self.mechanism.protected
+        assert self.controller.next_wake is None and not self.mechanism.protected
         self.every_move_that_was_started_has_ended_or_is_under_way()
         self.every_stall_that_was_started_has_ended_or_is_open()
 

@@ -231,7 +231,7 @@ def test_the_host_copy_of_a_tool_that_never_returns_loses_its_protection(server)
     assert "a" in server.mechanism.protected
     server.at(180.0)
     assert server.mechanism.actions() == ["Offload", "Release"]
-    assert not server.mechanism.protected and not server.controller.has_timers
+    assert not server.mechanism.protected and server.controller.next_wake is None
 
 
 def test_after_a_return_without_a_next_request_the_lease_ends_by_itself(server):
@@ -458,12 +458,12 @@ def test_timers_do_not_grow_with_the_number_of_decisions(server):
 
 
 def test_nothing_waits_for_time_when_nothing_is_going_on(server):
-    assert not server.controller.has_timers
+    assert server.controller.next_wake is None
     server.stalled()
-    assert server.controller.has_timers
+    assert server.controller.next_wake is not None
     server.send("agent_finished")
     server.at(100.2)
-    assert not server.controller.has_timers
+    assert server.controller.next_wake is None
 
 
 def test_time_never_goes_back(server):

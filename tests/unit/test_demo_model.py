@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from tokencake_sglang import cli
 from tokencake_sglang.demo_model import write_demo_model
 

@@ -112,9 +112,11 @@ class Controller:
     # -- the step -------------------------------------------------------------------------------------------
 
     @property
-    def has_timers(self) -> bool:
-        """Whether anything here waits for time to pass."""
-        return bool(self._due or self._timers)
+    def next_wake(self) -> float | None:
+        """When the next agent is due: the current time if one is already, None if none waits for time to pass."""
+        if self._due:
+            return self.now
+        return self._timers[0][0] if self._timers else None
 
     def step(self) -> None:
         """One scheduler step: completions, then the agents that are due, boundedly many."""

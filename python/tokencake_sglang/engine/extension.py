@@ -41,10 +41,10 @@ class TokenCakeExtension(SchedulerExtension):
     # -- seams ----------------------------------------------------------------------------------------------
 
     def extend_received(self, recv_reqs: list[Any]) -> list[Any]:
-        """Rank 0: put the time before the messages of this step when anything in it, or pending, needs time."""
-        now = time.monotonic()
-        waits = self.controller.has_timers and now - self._last_tick >= self.config.tick_interval_s
-        if not recv_reqs and not waits:
+        """Rank 0: put the time before the messages of this step when there are any, or when an agent is due."""
+        now, wake = time.monotonic(), self.controller.next_wake
+        is_due = wake is not None and now >= max(wake, self._last_tick + self.config.tick_interval_s)
+        if not recv_reqs and not is_due:
             return recv_reqs
         self._last_tick = now
         return [TokenCakeTickReq(now=now), *recv_reqs]

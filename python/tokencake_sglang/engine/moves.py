@@ -13,7 +13,7 @@ from typing import Any
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from tokencake_sglang.core.plan import Action, CancelOffload, MoveDone, Offload, Outcome, Release, Upload
 from tokencake_sglang.core.types import Footprint, PoolView
-from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
+from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.owners import owners_of
 
 BATCH_LOAD_SLOTS = 3  # slots left to the loads that SGLang starts with a prefill batch
@@ -42,6 +42,7 @@ class KvMover:
         self.offloads: dict[str, _Offload] = {}
         self.uploads: dict[str, _Upload] = {}
         self.done: list[MoveDone] = []
+        self._pool: PoolView | None = None
 
     # -- what the controller may know -----------------------------------------------------------------------
 
@@ -49,6 +50,12 @@ class KvMover:
         return self.cache.owners.footprint(key)
 
     def pool(self) -> PoolView:
+        """Measured once a step, and again after each move that was started in it."""
+        if self._pool is None:
+            self._pool = self.measure_pool()
+        return self._pool
+
+    def measure_pool(self) -> PoolView:
         allocator, host = self.cache.token_to_kv_pool_allocator, self.cache.token_to_kv_pool_host
         total = self.scheduler.max_total_num_tokens
         waiting = self.scheduler.waiting_queue
@@ -78,6 +85,7 @@ class KvMover:
     # -- decisions ------------------------------------------------------------------------------------------
 
     def execute(self, key: str, action: Action) -> Outcome:
+        self._pool = None
         if isinstance(action, Offload):
             return self._start_offload(key)
         if isinstance(action, Upload):
@@ -90,6 +98,7 @@ class KvMover:
 
     def take_completions(self) -> list[MoveDone]:
         """Push on what is under way and hand over what has ended since the last call."""
+        self._pool = None
         for key in list(self.offloads):
             self._continue_offload(key)
         for key, upload in list(self.uploads.items()):
@@ -171,10 +180,28 @@ class KvMover:
             return
         moved = 0
         for node in nodes:
+            self._clear_dead_below(node)
             if self._may_leave(node, key):
                 moved += self.cache._evict_backuped(node)
         del self.offloads[key]
         self.done.append(MoveDone(key, "offload", moved))
+
+    def _clear_dead_below(self, node: Any) -> None:
+        """Evict dead KV that continues `node` (an ended agent's); SGLang cannot take a node off the device before
+        its children."""
+        path = [child for child in node.children.values() if child.id in self.cache.owners.dead]
+        below = []
+        while path:
+            child = path.pop()
+            below.append(child)
+            path.extend(child.children.values())
+        for child in reversed(below):
+            if child.value is None or child.lock_ref > 0:
+                continue
+            if child.backuped:
+                self.cache._evict_backuped(child)
+            elif not child.children:
+                self.cache._evict_regular(child)
 
     def _may_leave(self, node: Any, key: str) -> bool:
         return (
@@ -243,5 +270,6 @@ class KvMover:
         return self.cache.cache_controller.layer_done_counter.num_counters - BATCH_LOAD_SLOTS
 
     def _demand(self, req: Any) -> int:
-        """Device tokens a waiting request needs at the least: its prompt and what is reserved for its output."""
-        return len(req.origin_input_ids) + len(req.output_ids)
+        """Device tokens a waiting request needs at the least: of its prompt what its agent has not on the device."""
+        there = self.cache.owners.footprint(agent_key(req)).device_tokens
+        return max(0, len(req.origin_input_ids) + len(req.output_ids) - there)

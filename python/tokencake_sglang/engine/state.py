@@ -21,7 +21,7 @@ def state_report(extension: TokenCakeExtension, max_agents: int) -> dict[str, An
         "num_agents": len(controller.agents),
         "agents": [_agent_report(extension, agent) for agent in agents],
         "moves": extension.mover.moves_in_flight(),
-        "pool": asdict(extension.mover.pool()),
+        "pool": asdict(extension.mover.measure_pool()),
         "counters": dict(controller.counters),
         "declined": dict(controller.declined),
     }

@@ -16,6 +16,7 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.utils import TypeBasedDispatcher
 from starlette.middleware import Middleware
+
 from tokencake_sglang.core.errors import TokenCakeError
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, register_ipc_types
 from tokencake_sglang.server.auth import UnauthorizedSentence

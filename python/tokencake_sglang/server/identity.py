@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 import orjson
+
 from tokencake_sglang.core.errors import MetadataError
 from tokencake_sglang.server.routes import error_body
 from tokencake_sglang.server.schema import parse_request_metadata

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,14 @@ def flag_of(name: str) -> str:
     return PREFIX + name.replace("_", "-")
 
 
+def allowed_of(setting: Field) -> str:
+    """The allowed values of a setting in words."""
+    meta = setting.metadata
+    if meta["choices"]:
+        return ", ".join(meta["choices"])
+    return "any text" if isinstance(setting.default, str) else f"{meta['low']:g} to {meta['high']:g}"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """A parser of TokenCake's flags alone; values stay text until they are checked."""
     parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
@@ -33,17 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--tokencake-config", metavar="FILE", help="Settings from a JSON or YAML file (by its ending):"
                        " an object of setting names and values. Flags win over the file.")
     for f in fields(TokenCakeConfig):
-        meta = f.metadata
-        text = f"{meta['help']} {_allowed(meta)}default {f.default!r}."
+        text = f"{f.metadata['help']} Allowed: {allowed_of(f)}; default {f.default!r}."
         group.add_argument(flag_of(f.name), dest="set_" + f.name, metavar=type(f.default).__name__.upper(),
                            help=text.replace("%", "%%"))
     return parser
-
-
-def _allowed(meta: Mapping[str, Any]) -> str:
-    if meta["choices"]:
-        return f"Allowed: {', '.join(meta['choices'])}; "
-    return "" if meta["low"] is None else f"Allowed: {meta['low']:g} to {meta['high']:g}; "
 
 
 def split(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
+
 from tokencake_sglang.core.errors import MetadataError
 from tokencake_sglang.server.schema import MAX_EVENT_BYTES, decode_object, parse_event
 
