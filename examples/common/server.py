@@ -14,6 +14,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+# Tools return between half and one and a half times their prediction: ready early enough for most of them.
+UPLOAD_LEAD_S = "0.75"
 MODES = ("tokencake", "stock-hicache", "stock")
 START_LIMIT_S = 300.0
 END_LIMIT_S = 20.0
@@ -52,7 +54,7 @@ class ServerOptions:
             if self.on_cpu:
                 flags += ["--hicache-io-backend", "direct", "--hicache-mem-layout", "layer_first"]
         if mode == "tokencake":
-            flags.append("--enable-tokencake")
+            flags += ["--enable-tokencake", "--tokencake-upload-lead-s", UPLOAD_LEAD_S]
         return [sys.executable, "-m", module, *flags, *self.extra]
 
     def environment(self, mode: str) -> dict[str, str]:
