@@ -76,7 +76,8 @@ def main() -> int:
         totals["stock"] += len(passed)
         totals["patched"] += sum(outcome == "PASSED" for outcome in patched.values())
         report[name] = {"stock": stock, "patched": patched}
-        print(f"{name}: stock {len(passed)} of {len(stock)} passed, patched keeps {len(passed) - len(lost)}", flush=True)
+        kept = len(passed) - len(lost)
+        print(f"{name}: stock {len(passed)} of {len(stock)} passed, patched keeps {kept}", flush=True)
     print(f"{totals['stock']} passed on stock, {totals['patched']} on the patched package, {len(broken)} lost")
     for test in broken:
         print(f"LOST {test}")

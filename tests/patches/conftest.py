@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from patch_lab import A2, A3, B2, Lab
+
 from tokencake_sglang.patching import PatchError, export_stock
 
 

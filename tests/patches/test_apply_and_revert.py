@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from patch_lab import A1, A3
+
 from tokencake_sglang.core.errors import TokenCakeError
 from tokencake_sglang.patching import PatchError, PatchState, operations, require_patched, status
 

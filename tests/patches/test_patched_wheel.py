@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from patch_lab import A3
+
 from tokencake_sglang.patching import PatchState, status
 from tokencake_sglang.patching.operations import record_digest
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from patch_lab import A1, B1, HEADER
+
 from tokencake_sglang.patching.series import Series, default_directory, parse_header
 
 REPO = Path(__file__).resolve().parents[2]

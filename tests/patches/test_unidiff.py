@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from patch_lab import A1, A2, unified
+
 from tokencake_sglang.patching.errors import PatchError
 from tokencake_sglang.patching.unidiff import ADDED, apply_forward, apply_reverse, parse_diff
 

@@ -91,7 +91,8 @@ class Player:
             if manner.name == "aborted" and turn == 1:
                 self._disconnect(agent, prompt + tokens("thrown away", 40))
             answer = self.server.generate(
-                prompt, NEW_TOKENS, sampling_params={"ignore_eos": True}, tokencake={"agent_id": agent, "app_id": self.app})
+                prompt, NEW_TOKENS, sampling_params={"ignore_eos": True},
+                tokencake={"agent_id": agent, "app_id": self.app})
             self.outputs[manner.name, turn] = answer["output_ids"]
             prompt = prompt + answer["output_ids"] + tokens((manner.name, turn), 60)
             if turn < TURNS - 1:

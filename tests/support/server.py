@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -65,9 +66,15 @@ def other_model_archs() -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A free port below the ranges from which outgoing connections take theirs: a server needs it seconds later."""
+    for port in random.sample(range(15000, 28000), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no port from 15000 to 27999 is free on 127.0.0.1")
 
 
 class ServerError(RuntimeError):

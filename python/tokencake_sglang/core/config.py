@@ -43,12 +43,14 @@ class TokenCakeConfig:
         3600.0, "An agent with no request, event or stall for this many seconds is forgotten.",
         low=1.0, high=604800.0)
     tick_interval_s: float = _setting(
-        0.01, "The shortest time between two messages in which rank 0 tells all ranks the time because an agent is due.",
+        0.01, "The shortest time between two messages in which rank 0 tells all ranks the time because an agent is"
+        " due.",
         low=0.0, high=10.0)
     load_slots: int = _setting(
         16, "Host-to-device copies that may be in flight at a time (SGLang: 3).", low=3, high=256)
     decision_log: str = _setting(
-        "", "Write every decision of rank N, one JSON object a line, to this file with the ending .rankN; empty: do not.")
+        "", "Write every decision of rank N, one JSON object a line, to this file with the ending .rankN; empty: do"
+        " not.")
 
     def __post_init__(self) -> None:
         for f in fields(self):

@@ -7,6 +7,7 @@ from typing import Any
 
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
 from sglang.srt.mem_cache.hiradix_cache import HiRadixCache
+
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.types import AgentIdentity
 from tokencake_sglang.engine.eviction import RankedStrategy

@@ -8,6 +8,7 @@ from typing import Any
 
 from sglang.srt.managers.scheduler_extension import SchedulerExtension
 from sglang.utils import TypeBasedDispatcher
+
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.controller import Controller
 from tokencake_sglang.core.types import AgentIdentity

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+
 from tokencake_sglang.core.plan import Action, CancelOffload, MoveDone, Offload, Outcome, Release, Upload
 from tokencake_sglang.core.types import Footprint, PoolView
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key

@@ -162,5 +162,5 @@ def require_patched(tree: str | Path | None = None, patches: str | Path | None =
     if not found.ok:
         raise PatchError(found.message(tree))
     if not found.files:
-        raise PatchError("The patch series in use is empty, so nothing can have been patched. Reinstall tokencake-sglang.")
+        raise PatchError("The patch series in use is empty, so nothing is patched. Reinstall tokencake-sglang.")
     return found
