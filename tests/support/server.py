@@ -7,6 +7,8 @@ import functools
 import importlib.util
 import json
 import os
+import psutil
+import random
 import shlex
 import shutil
 import signal
@@ -17,10 +19,6 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import psutil
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2] / "python"
 STRICT_CHECKS = {
@@ -65,9 +63,15 @@ def other_model_archs() -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A free port below the ranges from which outgoing connections take theirs: a server needs it seconds later."""
+    for port in random.sample(range(15000, 28000), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no port from 15000 to 27999 is free on 127.0.0.1")
 
 
 class ServerError(RuntimeError):

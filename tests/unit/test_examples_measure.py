@@ -12,7 +12,7 @@ sys.path.insert(0, str(EXAMPLES))
 from common.apps import AppResult, Call  # noqa: E402
 from common.measure import equal_outputs, summary, table  # noqa: E402
 from common.progress import Board  # noqa: E402
-from common.server import ServerOptions  # noqa: E402
+from common.server import UPLOAD_LEAD_S, ServerOptions  # noqa: E402
 
 
 def result(name: str, **outputs: str) -> AppResult:
@@ -66,7 +66,8 @@ def test_progress_names_what_every_agent_does_until_its_application_is_done():
 def test_the_stock_server_gets_the_same_pool_and_host_tier_but_nothing_of_tokencake():
     options = ServerOptions("model", stock_tree="/stock")
     stock, ours = options.command("stock-hicache", 1), options.command("tokencake", 1)
-    assert set(ours) - set(stock) == {"tokencake_sglang.launch_server", "--enable-tokencake"}
+    assert set(ours) - set(stock) == {
+        "tokencake_sglang.launch_server", "--enable-tokencake", "--tokencake-upload-lead-s", UPLOAD_LEAD_S}
     assert set(stock) - set(ours) == {"sglang.launch_server"}
     assert "--enable-hierarchical-cache" not in options.command("stock", 1)
     assert options.environment("stock-hicache")["PYTHONPATH"].startswith("/stock")
