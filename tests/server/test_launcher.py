@@ -45,7 +45,7 @@ def test_every_setting_has_a_flag_that_sets_it():
     ([*ON, "--tokencake-lease-s", "-1"], "0 to 3600"),
     ([*ON, "--tokencake-lease-s", "nan"], "0 to 3600"),
     ([*ON, "--tokencake-load-slots", "4.5"], "'4.5'"),
-    ([*ON, "--tokencake-load-slots", "2"], "3 to 256"),
+    ([*ON, "--tokencake-load-slots", "3"], "4 to 256"),
     ([*ON, "--tokencake-offload-policy", "best"], "eager, none"),
     (["--tokencake-lease-s", "1"], "Add --enable-tokencake"),
     (["--tokencake-config", "x.json"], "Add --enable-tokencake"),

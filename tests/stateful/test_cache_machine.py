@@ -1,7 +1,19 @@
 """The real cache under random lives of agents, against a plain model.
 
 The model knows, for each agent, the token sequences whose KV its requests have cached; everything else is
-compared with that. Copies land when the machine says so.
+compared with that. Copies land when the machine says so. `TOKENCAKE_STATEFUL=long` runs far more lives.
+
+What was broken, and which check then failed within the ordinary number of lives:
+- an offload that does not wait for the acknowledgement of its copies, or takes nodes that requests use: a slot
+  is free twice (`the_books_agree`) or a request reads foreign KV (`decode`);
+- an offload that does not look at owners again when it ends: `on_step`, KV of a second owner moved;
+- a split that does not pass on the owners, a path whose ancestors are not tagged: `agrees_with_the_model`;
+- removal or reset that leaves the index as it was, an ended agent whose KV is not dead: `the_books_agree`;
+- an upload that takes room beyond free and dead KV: `upload`, KV of a live agent evicted;
+- a batch that does not wait for KV on its way, an upload that counts as landed too early: `forward`, the slots
+  hold what was there before;
+- a cancel, or the end of an agent, that leaves the offload under way: `cancel`, `agent_ends`.
+It does not see the order inside an eviction class, nor which host copies make room (tests/engine does).
 """
 
 from __future__ import annotations
@@ -260,6 +272,7 @@ class CacheMachine(RuleBasedStateMachine):
     def cancel(self, data: Any) -> None:
         agent = data.draw(st.sampled_from(sorted(self.mover.offloads)))
         self.mover.execute(agent, CancelOffload())
+        assert agent not in self.mover.offloads
 
     @precondition(lambda self: self.h.cache.owners.protected)
     @rule(data=st.data())
@@ -343,6 +356,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(agent=agents)
     def agent_ends(self, agent: str) -> None:
         self.mover.forget(agent)
+        assert agent not in self.mover.offloads
         self.cached[agent] = set()
 
     @precondition(lambda self: not self.h.running_batch.reqs)

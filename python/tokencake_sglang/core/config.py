@@ -47,7 +47,7 @@ class TokenCakeConfig:
         " due.",
         low=0.0, high=10.0)
     load_slots: int = _setting(
-        16, "Host-to-device copies that may be in flight at a time (SGLang: 3).", low=3, high=256)
+        16, "Host-to-device copies that may be in flight at a time (SGLang: 3).", low=4, high=256)
     decision_log: str = _setting(
         "", "Write every decision of rank N, one JSON object a line, to this file with the ending .rankN; empty: do"
         " not.")
