@@ -54,6 +54,23 @@ def test_forced_moves_change_no_output(stock_outputs, page_size, overlap):
     assert pool["device_free"] + pool["device_evictable"] == pool["device_total"]
 
 
+def test_retractions_and_a_small_host_pool_change_no_output(stock_outputs):
+    """Requests are retracted every few passes, and the host holds a third of what the device does."""
+    retract = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "5"}
+    flags = ("--max-total-tokens", "2048", "--max-running-requests", "8", "--hicache-ratio", "0.34", "--enable-metrics")
+    with ServerProcess(*flags, *TOKENCAKE, module=LAUNCHER, env=retract) as server:
+        player = Player(server, "app")
+        assert player.play(len(MANNERS)) == stock_outputs
+        check_answers(player)
+        assert server.metric("sglang:num_retracted_requests_total") > 0
+        state = settled_state(server)
+    counters, pool = state["counters"], state["pool"]
+    assert pool["host_total"] < pool["device_total"] / 2
+    assert counters["offloads_started"] == counters["offloads_completed"]
+    assert counters["uploads_started"] == counters["uploads_completed"]
+    assert state["num_agents"] == 0 and pool["device_free"] + pool["device_evictable"] == pool["device_total"]
+
+
 def check_answers(player: Player) -> None:
     assert {status for _, status, _ in player.statuses} == {200}
     words = [word for _, _, word in player.statuses]
