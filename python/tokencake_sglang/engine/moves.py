@@ -181,9 +181,10 @@ class KvMover:
             return
         moved = 0
         for node in nodes:
-            self._clear_dead_below(node)
             if self._may_leave(node, key):
-                moved += self.cache._evict_backuped(node)
+                self._clear_dead_below(node)
+                if all(child.value is None for child in node.children.values()):
+                    moved += self.cache._evict_backuped(node)
         del self.offloads[key]
         self.done.append(MoveDone(key, "offload", moved))
 
@@ -205,13 +206,9 @@ class KvMover:
                 self.cache._evict_regular(child)
 
     def _may_leave(self, node: Any, key: str) -> bool:
+        """Whether it is on both tiers, in nobody's use, and this agent's alone."""
         return (
-            node.value is not None
-            and node.backuped
-            and node.lock_ref == 0
-            and owners_of(node).keys() == {key}
-            and all(child.value is None for child in node.children.values())
-        )
+            node.value is not None and node.backuped and node.lock_ref == 0 and owners_of(node).keys() == {key})
 
     def _cancel_offload(self, key: str) -> Outcome:
         if self.offloads.pop(key, None) is None:
