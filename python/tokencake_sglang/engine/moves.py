@@ -15,11 +15,10 @@ from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from tokencake_sglang.core.plan import Action, CancelOffload, MoveDone, Offload, Outcome, Release, Upload
 from tokencake_sglang.core.types import Footprint, PoolView
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
-from tokencake_sglang.engine.owners import owners_of
+from tokencake_sglang.engine.owners import RANK_ORDINARY, owners_of
 
 BATCH_LOAD_SLOTS = 3  # slots left to the loads that SGLang starts with a prefill batch
 WAITING_HEAD = 8  # waiting requests whose demand an upload must leave room for
-HOST_RANK_ORDINARY = 1
 
 
 @dataclass
@@ -168,7 +167,7 @@ class KvMover:
         if room >= tokens:
             return True
         for node in self.cache.evictable_host_leaves:
-            if node.host_ref_counter == 0 and self.cache.owners.rank(node) <= HOST_RANK_ORDINARY:
+            if node.host_ref_counter == 0 and self.cache.owners.rank(node) <= RANK_ORDINARY:
                 room += len(node.host_value)
                 if room >= tokens:
                     return True

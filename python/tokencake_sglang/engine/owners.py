@@ -7,12 +7,12 @@ live on SGLang's TreeNode (an attribute `agent_owners`); this class holds the wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from tokencake_sglang.core.types import Footprint
 
 ANONYMOUS = ""
+RANK_DEAD, RANK_ORDINARY, RANK_PROTECTED = 0, 1, 2  # eviction classes, given up in this order
 NO_OWNERS: dict[str, None] = {}
 
 Node = Any  # sglang.srt.mem_cache.radix_cache.TreeNode
@@ -77,12 +77,12 @@ class OwnerIndex:
         return [node for node in self.nodes.get(key, {}).values() if len(owners_of(node)) == 1]
 
     def rank(self, node: Node) -> int:
-        """Eviction class, lowest first: 0 dead, 1 ordinary, 2 protected."""
+        """Eviction class of a node; the lowest goes first."""
         if node.id in self.dead:
-            return 0
+            return RANK_DEAD
         if self.protected and not self.protected.keys().isdisjoint(owners_of(node)):
-            return 2
-        return 1
+            return RANK_PROTECTED
+        return RANK_ORDINARY
 
     def footprint(self, key: str) -> Footprint:
         device = host = unshared = 0
@@ -115,10 +115,6 @@ class OwnerIndex:
                 if total >= enough:
                     break
         return total
-
-    def all_owned(self) -> Iterable[Node]:
-        for mine in self.nodes.values():
-            yield from mine.values()
 
     def _add(self, node: Node, key: str) -> None:
         if not hasattr(node, "agent_owners"):
