@@ -1,0 +1,1 @@
+"""SGLang's real scheduler in virtual time, on a modelled device."""
