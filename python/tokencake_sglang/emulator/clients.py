@@ -29,6 +29,7 @@ class CallRun:
     finished_ns: int | None = None  # the answer was complete
     ended_ns: int | None = None  # its tool, too
     answer: Answer | None = None
+    uploaded_tokens: int = 0  # of its KV, brought back by an upload before it was scheduled
 
     @property
     def rid(self) -> str:
@@ -92,8 +93,8 @@ class Clients:
         self.lanes: dict[int, list[ProgramRun]] = {}
         self.open_programs = len(self.runs)
         self.calls_done = 0
-        self.on_submit: Callable[[CallRun], None] = lambda call: None
         self.on_finish: Callable[[CallRun], None] = lambda call: None
+        self.on_tool_end: Callable[[CallRun], None] = lambda call: None
 
     def start(self) -> None:
         """Schedule the arrival of every program; of a lane, the first one."""
@@ -163,7 +164,6 @@ class Clients:
             fields["priority"] = -run.order
         wanted = spec.max_new_tokens or spec.output_tokens
         plan = OutputPlan(call.rid, spec.output_tokens, ends_by_eos=wanted > spec.output_tokens)
-        self.on_submit(call)
         self.server.submit(call.rid, call.prompt, plan, wanted, **fields)
 
     def _prompt(self, call: CallRun) -> array:
@@ -193,6 +193,7 @@ class Clients:
 
     def _tool_returned(self, call: CallRun) -> None:
         self.log("tool", call.rid)
+        self.on_tool_end(call)
         self._tell(call, {"event": "stall_finished", "call_id": call.call.name})
         self._end_call(call)
 

@@ -19,7 +19,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Output:
-    """The tokens that call `call` of the same program generated; the first `tokens` of them if given."""
+    """The tokens that call `call` of the same program generated; only the first `tokens` of them where given."""
 
     call: str
     tokens: int | None = None

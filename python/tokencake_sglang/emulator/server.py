@@ -48,7 +48,7 @@ class EmulatedServer:
         self.oracle: KvOracle | None = None
         self.on_output: Callable[[Any], None] = lambda output: None
         self.on_pass: Callable[[Any], None] = lambda done: None
-        self.on_step: Callable[[], None] = lambda: None
+        self.on_request_added: Callable[[Any], None] = lambda req: None
         self.is_done: Callable[[], bool] = lambda: True
         self.stop_at_ns: int | None = None
         self.steps = 0
@@ -68,12 +68,18 @@ class EmulatedServer:
 
         load_plugins()
         from sglang.srt.managers import cache_controller
+        from sglang.srt.managers.scheduler_extension import SchedulerExtension, register_scheduler_extension
         from sglang.srt.mem_cache.pool_host import mha
         from sglang.srt.runtime_context import publish
         from sglang.srt.server_args import PortArgs, ServerArgs
 
         from tokencake_sglang.emulator.scheduler import scheduler_class
 
+        class Watcher(SchedulerExtension):
+            def on_request_added(watcher, req: Any) -> None:  # noqa: N805
+                self.on_request_added(req)
+
+        register_scheduler_extension(lambda scheduler: Watcher())
         cache_controller.device_module = self.device
         cache_controller._timing_events_supported = lambda: True
         args = ServerArgs(**server_args)
@@ -152,7 +158,6 @@ class EmulatedServer:
     def pull(self) -> list[Any]:
         """Called at the top of each iteration of the real event loop: the one place where time may jump."""
         self.steps += 1
-        self.on_step()
         scheduler = self.scheduler
         busy = scheduler.last_batch is not None or self._inbox or getattr(scheduler, "result_queue", None)
         if self.stop_at_ns is not None and self.clock.now_ns >= self.stop_at_ns:
