@@ -52,6 +52,12 @@ def test_a_longer_ancestor_that_shares_less_does_not_hide_one_that_shares_more()
     assert seconds(*calls) - seconds(*calls[:2]) == pytest.approx(5 + 0.101)
 
 
+def test_nothing_is_shared_after_a_part_that_ends_earlier() -> None:
+    first = call("a", Text("x", 100), Text("y", 10))
+    shorter = call("b", Text("x", 60), Text("y", 10), after=("a",))
+    assert seconds(first, shorter) - seconds(first) == pytest.approx(10 + 0.060)
+
+
 def test_a_siblings_prefix_is_not_counted() -> None:
     calls = [call("a", Text("x", 10)), call("b", Text("y", 50), after=("a",)), call("c", Text("y", 50), after=("a",))]
     assert seconds(*calls) == pytest.approx(10 + 50)
