@@ -61,6 +61,10 @@ class EmulatedWorker(TpModelWorker):
     emulation: Any = None
 
     def forward_batch_generation(self, batch: Any, *args: Any, **kwargs: Any) -> GenerationBatchResult:
+        return self.emulation.forward(self, batch)
+
+    def emulated_pass(self, batch: Any) -> GenerationBatchResult:
+        """Charge the pass, schedule what it reads and writes, and return the planned tokens."""
         em = self.emulation
         em.charge_host_step()
         self.set_hicache_consumer(batch.hicache_consumer_index)

@@ -238,7 +238,7 @@ def _what_follows(session: _Session, follows: str, spawns: bool) -> tuple[ToolCa
         figures = scale.figures["sub_agents"]
         share = figures["share_of_tool_calls"] / figures["p_session"]
         if spawns and rng.random() < 1 - (1 - share) ** calls:
-            return ToolCall("sub_agent", 0.0, None), int(sample(figures["children_per_spawn"], rng))
+            return ToolCall("sub_agent", 0.0, None, until_next=True), int(sample(figures["children_per_spawn"], rng))
     told = forecast.forecast_s(values[knob], duration_s, rng, mean_s=mean_s)
     return (ToolCall(kind, duration_s, told) if duration_s > 0 else None), 0
 
