@@ -41,6 +41,7 @@ setup(
     cmdclass={"build_py": BuildWithPatches},
     package_dir={"": "python"},
     packages=find_packages("python"),
+    package_data={"tokencake_sglang.emulator": ["data/*"]},
     install_requires=["sglang==0.5.17"],
     extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "pytest-timeout>=2.3"]},
     entry_points={
