@@ -19,9 +19,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Output:
-    """The tokens that call `call` of the same program generated."""
+    """The tokens that call `call` of the same program generated; only the first `tokens` of them where given."""
 
     call: str
+    tokens: int | None = None
 
 
 Part = Text | Output
