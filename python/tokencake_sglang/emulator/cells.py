@@ -6,6 +6,7 @@ A cell is one arrival rate, one device pool, one host pool and one seed. Plain v
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -78,7 +79,8 @@ class Experiment:
                     oracle=self.oracle))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON gives it back: lists, not tuples."""
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Experiment:

@@ -137,9 +137,13 @@ def run_jobs(jobs: Sequence[Job], out: Path, parallel: int, progress: Progress,
 
 
 def compare(experiment: Experiment, out: Path, parallel: int | None, resume: bool, arguments: list[str],
-            command: Sequence[str] = RUN_COMMAND,
+            command: Sequence[str] = RUN_COMMAND, before: dict[str, Any] | None = None,
             ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The report, and the documents of the finished runs by `Job.file`. `arguments` go into the report as given."""
+    """The report, and the documents of the finished runs by `Job.file`.
+
+    `arguments` go into the report as given. `before`: an earlier report, with whose event logs those of equal runs
+    are compared.
+    """
     jobs = list(experiment.jobs())
     results: dict[str, Any] = {}
     if resume:
@@ -147,7 +151,7 @@ def compare(experiment: Experiment, out: Path, parallel: int | None, resume: boo
     left = [job for job in jobs if job.file not in results]
     with Progress(len(jobs), len(results)) as progress:
         results |= run_jobs(left, out, parallel or default_jobs(len(left)), progress, command)
-    report = build_report(experiment, results, arguments)
+    report = build_report(experiment, results, arguments, before)
     write_whole(out / "report.json", json.dumps(report, indent=1) + "\n")
     return report, {file: result for file, result in results.items() if not isinstance(result, str)}
 

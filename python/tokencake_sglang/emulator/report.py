@@ -24,8 +24,9 @@ EQUAL_COUNTS = {"apps_completed": "completed apps", "output_tokens": "output tok
 Results = Mapping[str, "dict[str, Any] | str"]  # by Job.file: the run's document, or as text why there is none
 
 
-def build_report(experiment: Experiment, results: Results, command: list[str]) -> dict[str, Any]:
-    """Runs that are missing in `results` are left out; `complete` then says so."""
+def build_report(experiment: Experiment, results: Results, command: list[str],
+                 before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Runs that are missing in `results` are left out; `complete` then says so. `before`: the report repeated."""
     all_jobs, cells = list(experiment.jobs()), []
     for cell in experiment.cells:
         jobs = [job for job in all_jobs if job.cell == cell and job.file in results]
@@ -38,8 +39,18 @@ def build_report(experiment: Experiment, results: Results, command: list[str]) -
         "schema": SCHEMA, "tokencake": __version__, "sglang": SGLANG_VERSION, "command": command,
         "experiment": experiment.to_dict(), "complete": all(job.file in results for job in all_jobs),
         "cells": cells, "groups": [_group(name, members) for name, members in groups.items()],
+        "repeat": before and _repeat(before["cells"], cells),
         "warnings": [f"{cell['name']}: {text}" for cell in cells for text in cell["warnings"]],
     }
+
+
+def _repeat(before: list[dict[str, Any]], cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many runs of an earlier report had the same spec, and which of them had another event log."""
+    logs = {run["file"]: run for cell in before for run in cell["runs"] if run["error"] is None}
+    same = [run for cell in cells for run in cell["runs"] if run["error"] is None
+            and run["file"] in logs and logs[run["file"]]["spec"] == run["spec"]]
+    differing = [run["file"] for run in same if logs[run["file"]]["event_log_sha256"] != run["event_log_sha256"]]
+    return {"runs": len(same), "differing": differing}
 
 
 def _cell(cell: Cell, jobs: list[Job], results: Results) -> dict[str, Any]:
@@ -102,7 +113,7 @@ def _doubts(run: dict[str, Any]) -> list[str]:
         warnings.append(f"{name} read {counts['kv_bad_tokens']} KV tokens with wrong content: its result is void.")
     for key in ("truncated", "aborted"):
         if counts[key]:
-            warnings.append(f"{name} has {counts[key]} {key} calls.")
+            warnings.append(f"{name} has calls that were {key}: {counts[key]}.")
     unfinished = counts["apps"] - counts["apps_completed"]
     if unfinished:
         warnings.append(f"{name} left {unfinished} of {counts['apps']} apps unfinished;"

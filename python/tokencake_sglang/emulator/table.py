@@ -56,6 +56,10 @@ def _head(report: dict[str, Any]) -> str:
     ]
     if not report["complete"]:
         lines.append("**Not all runs were made.**")
+    if report["repeat"]:
+        runs, differing = report["repeat"]["runs"], report["repeat"]["differing"]
+        lines.append(f"Repeated runs with the same event log as before: {runs - len(differing)} of {runs}."
+                     + (f" **Not the same**: {', '.join(differing)}." if differing else ""))
     return "\n".join(lines)
 
 
