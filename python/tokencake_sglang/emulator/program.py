@@ -42,8 +42,8 @@ class Call:
     """One LLM call, submitted `delay_s` after every call of `after` and its tool have ended.
 
     `name` is unique in the program. `agent` is the agent that sends it: the calls of one agent are a conversation.
-    `at_s`, where given, replaces `delay_s`: the call is submitted that long after the program's arrival at the
-    earliest. `critical` is the workload's own flag. `last_of_agent`: the client says that the agent has ended.
+    `max_new_tokens` is what the client asks for (None: exactly `output_tokens`, EOS ignored); where it is more, the
+    output ends by EOS. `critical` is the workload's own flag. `last_of_agent`: then the agent has ended.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Call:
     delay_s: float = 0.0
     critical: bool = False
     last_of_agent: bool = False
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)

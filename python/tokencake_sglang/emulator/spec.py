@@ -48,7 +48,7 @@ class RunSpec:
     profile: str = "qwen2.5-14b@a100-80gb"
     pool_tokens: int | None = None
     host_ratio: float = 2.0
-    overlap: bool = False
+    overlap: bool = True
     oracle: bool = True
     event_log: str = ""
     samples: int = 200
