@@ -172,6 +172,8 @@ def kv_over_time(series: list[Series], where: str) -> Figure:
             _stack(panel, run["kv_samples"], place)
             panel.set(ylim=(0, max(pool, 1) / 1000), xlim=(0, end))
             panel.set_title(f"{one.name}: {place}" + ("" if pool else " (no host tier)"), fontsize=8)
+            if not pool:
+                panel.set_yticks([])
     for panel in axes[-1]:
         panel.set_xlabel("virtual time (s)")
     figure.suptitle(f"KV pools over time (first seed)\n{where}", fontsize=10, x=0.01, ha="left")
@@ -185,12 +187,13 @@ def _stack(axes: Axes, samples: list[dict[str, Any]], place: str) -> None:
     states = [state for state in STATE_COLOURS if samples and state in samples[0][place]]
     values = [[sample[place][state] / 1000 for sample in samples] for state in states]
     if states:
-        axes.stackplot(times, values, labels=states, colors=[STATE_COLOURS[state] for state in states], linewidth=0)
+        axes.stackplot(times, values, labels=states, step="post", linewidth=0,
+                       colors=[STATE_COLOURS[state] for state in states])
 
 
 def calls_by_agent_type(series: list[Series], where: str) -> Figure:
     """Mean latency of finished calls by agent type, with a tick at the 95th percentile."""
-    types = sorted({call["agent_type"] for one in series for run in one.documents for call in run["calls"]})
+    types = list(dict.fromkeys(call["agent_type"] for one in series for run in one.documents for call in run["calls"]))
     figure, ((axes,),) = new_figure(7, 1.8 + len(types) * (0.14 * len(series) + 0.2))
     height = 0.85 / len(series)
     for position, one in enumerate(series):
@@ -226,7 +229,8 @@ def time_of_apps(series: list[Series], where: str) -> Figure:
         widths = [mean_time(one, key) for one in series]
         axes.barh(names, widths, 0.7, left=left, label=label, color=colour, edgecolor="white", linewidth=0.4)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set(xlabel="mean per finished app (virtual s)", title=f"Where the time of an app went\n{where}")
+    axes.set(xlabel="mean per finished app (virtual s)", xlim=(0, 1.03 * max(left) or 1),
+             title=f"Where the time of an app went\n{where}")
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
     legend_below(figure, axes, 4)
@@ -240,7 +244,7 @@ def _with_unfinished(series: Series) -> str:
 
 def mean_time(series: Series, key: str) -> float:
     """Mean seconds of one kind of time over the finished apps; 0 when none has ended."""
-    times = [app["breakdown"][key] for run in series.documents for app in run["apps"] if app["latency_s"] is not None]
+    times = [app["breakdown"][key] for run in series.documents for app in run["apps"] if app["breakdown"] is not None]
     return sum(times) / len(times) if times else 0.0
 
 

@@ -126,7 +126,7 @@ def _doubts(run: dict[str, Any]) -> list[str]:
 
 def _uncontended(result: dict[str, Any]) -> dict[str, float] | None:
     """Mean and P95 of the apps' critical paths with the device to themselves."""
-    times = sorted(app["critical_path_s"] for app in result["apps"] if app["critical_path_s"] is not None)
+    times = sorted(app["critical_path_s"] for app in result["apps"] if app["critical_path_s"])
     if not times:
         return None
     return {"mean_s": sum(times) / len(times), "p95_s": percentile(times, 95)}
@@ -173,7 +173,7 @@ def _row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 def _spread(documents: list[dict[str, Any]]) -> dict[str, Any] | None:
     if not documents:
         return None
-    return {key: _summary([document[key] for document in documents]) for key in documents[0]}
+    return {key: _summary([document.get(key) for document in documents]) for key in documents[0]}
 
 
 def _summary(values: list[Any]) -> dict[str, float] | None:

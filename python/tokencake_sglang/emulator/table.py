@@ -41,7 +41,7 @@ def markdown(report: dict[str, Any]) -> str:
         parts += ["## Overview", "Mean latency in seconds, unfinished apps included (times the best stock"
                   " configuration of the same cell).", _overview(groups)]
     for group in groups:
-        parts += [f"## {title_of(group)}", *_group(group, report["cells"])]
+        parts += [f"## {title_of(group)[0].upper()}{title_of(group)[1:]}", *_group(group, report["cells"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -67,7 +67,7 @@ def title_of(group: dict[str, Any], parts: Sequence[str] = GROUP_PARTS) -> str:
     """The named parts of a group of cells in words, for headings."""
     tokens = group["pool_tokens"]
     words = {
-        "qps": "the workload's own arrivals" if group["qps"] is None else f"QPS {group['qps']:g}",
+        "qps": "own arrivals" if group["qps"] is None else f"QPS {group['qps']:g}",
         "pool_tokens": "the profile's device pool" if tokens is None else f"device pool {tokens:,} tokens",
         "host_ratio": f"host pool {group['host_ratio']:g} x",
         "seeds": f"{'seeds' if len(group['seeds']) > 1 else 'seed'} {', '.join(map(str, group['seeds']))}"}
@@ -86,7 +86,9 @@ def _group(group: dict[str, Any], cells: list[dict[str, Any]]) -> list[str]:
 
 def _verdicts(group: dict[str, Any]) -> list[str]:
     """What the tables say, in words: the stock to beat, each other configuration against it, and the bound."""
-    best = ", ".join(f"{name} ({count} of {len(group['seeds'])} seeds)" for name, count in group["best_stock"].items())
+    seeds = len(group["seeds"])
+    best = ", ".join(name + (f" ({count} of {seeds} seeds)" if seeds > 1 else "")
+                     for name, count in group["best_stock"].items())
     lines = [f"Best stock: {best or 'none in this comparison, so there is no ratio'}."]
     for row in group["rows"]:
         ratio = row["ratio_to_best_stock"]
@@ -127,7 +129,7 @@ def _table(rows: list[dict[str, Any]], columns: Columns,
 
 def _value(row: dict[str, Any], part: str, key: str | None) -> Spread:
     values = row[part]
-    return values if key is None or values is None else values[key]
+    return values if key is None or values is None else values.get(key)
 
 
 def _line(cells: list[str]) -> str:
