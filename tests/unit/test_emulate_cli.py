@@ -10,8 +10,10 @@ import pytest
 from tests.support.emulation import run_document
 from tokencake_sglang.core.errors import ConfigError
 from tokencake_sglang.emulator import cli, request
+from tokencake_sglang.emulator.catalogue import described
 from tokencake_sglang.emulator.cells import Cell
 from tokencake_sglang.emulator.report import build_report
+from tokencake_sglang.emulator.spec import Configuration
 
 OWN = {"mine": {"server_args": {"schedule-policy": "lpm", "chunked_prefill_size": 512}, "host_ratio": 4.0},
        "ours": {"tokencake": {"offload_policy": "none"}}}
@@ -170,3 +172,11 @@ def test_only_a_report_can_be_repeated(tmp_path):
     path.write_text("{}")
     assert "has the schema None; allowed: 'tokencake-emulation-report/1'" in refused(f"--repeat-from {path}")
     assert "cannot be read" in refused(f"--repeat-from {tmp_path / 'none.json'}")
+
+
+def test_a_configuration_is_described_in_one_line():
+    stock = Configuration("a", {"schedule_policy": "lpm"}, routing_key=True, priority="program_age", host_ratio=4.0)
+    assert described(stock) == (
+        "stock SGLang, routing key of the program, priority by program_age, host pool 4 x (schedule_policy=lpm)")
+    assert described(Configuration("b", tokencake={"offload_policy": "eager"})) == "TokenCake (offload_policy=eager)"
+    assert described(Configuration("c", bound="clairvoyant")) == "bound, clairvoyant"
