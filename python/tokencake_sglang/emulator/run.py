@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokencake_sglang.emulator.clock import SECOND, START_NS
 from tokencake_sglang.emulator.program import Workload
 from tokencake_sglang.emulator.spec import RunSpec
 

@@ -182,7 +182,7 @@ class EmulatedServer:
         else:
             waiting = len(self.scheduler.waiting_queue)
             raise EmulationStuckError(
-                f"The emulated server stopped at {self.clock.elapsed_s():.3f} s of virtual time: {waiting} requests wait,"
+                f"The emulated server stopped at {self.clock.elapsed_s():.3f} virtual s: {waiting} requests wait,"
                 " none runs, and no arrival, tool return or copy is outstanding.")
 
     def _extension_wakes(self) -> list[int]:

@@ -16,7 +16,7 @@ from sglang.srt.managers.utils import GenerationBatchResult
 
 from tokencake_sglang.emulator.clock import SECOND
 from tokencake_sglang.emulator.device import EmulatedDevice, VirtualEvent, VirtualStream
-from tokencake_sglang.emulator.oracle import KvOracle, TokenChain
+from tokencake_sglang.emulator.oracle import TokenChain
 from tokencake_sglang.emulator.tokens import OutputPlan
 
 DECODE_CHECK_EVERY = 32  # decode passes between two full checks of a request's KV; the first is always checked
