@@ -78,11 +78,16 @@ def config_from(values: dict[str, Any]) -> TokenCakeConfig:
 
 
 def load_file(path: str) -> dict[str, Any]:
-    """An object of names and values from a .json, .yaml or .yml file."""
+    """An object of setting names and values from a .json, .yaml or .yml file."""
+    return {name.replace("-", "_"): value for name, value in read_object(path, "--tokencake-config").items()}
+
+
+def read_object(path: str, flag: str) -> dict[str, Any]:
+    """An object of names and values from a .json, .yaml or .yml file that was given with `flag`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--tokencake-config {path} cannot be read: {error}. Give a readable file.") from None
+        raise ConfigError(f"{flag} {path} cannot be read: {error}. Give a readable file.") from None
     ending = Path(path).suffix.lower()
     try:
         if ending == ".json":
@@ -90,16 +95,16 @@ def load_file(path: str) -> dict[str, Any]:
         elif ending in (".yaml", ".yml"):
             values = _yaml(text)
         else:
-            raise ConfigError(f"--tokencake-config {path} ends in {ending!r}; allowed: .json, .yaml, .yml. Rename it.")
+            raise ConfigError(f"{flag} {path} ends in {ending!r}; allowed: .json, .yaml, .yml. Rename it.")
     except (ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         line = " ".join(str(error).split())
-        raise ConfigError(f"--tokencake-config {path} is not valid {ending[1:]}: {line}. Correct the file.") from None
+        raise ConfigError(f"{flag} {path} is not valid {ending[1:]}: {line}. Correct the file.") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"--tokencake-config {path} holds a {type(values).__name__}; allowed: an object of setting"
-                          " names and values. Correct the file.")
-    return {str(name).replace("-", "_"): value for name, value in values.items()}
+        raise ConfigError(f"{flag} {path} holds a {type(values).__name__}; allowed: an object of names and values."
+                          " Correct the file.")
+    return {str(name): value for name, value in values.items()}
 
 
 def _yaml(text: str) -> Any:

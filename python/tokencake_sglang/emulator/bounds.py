@@ -1,0 +1,60 @@
+"""Orders and victim choices that know more than a server can: their names, and `install` (docs/bounds.md).
+
+They replace the order of the waiting queue, the eviction strategy, or both, on a built server; all else stays SGLang's.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+EVICTIONS = ("clairvoyant-evict", "program-evict")
+ORDERS = ("clairvoyant-order", "program-order")
+BOTH = {"clairvoyant": ("clairvoyant-evict", "clairvoyant-order"), "program": ("program-evict", "program-order")}
+_GATE = re.compile(r"gate([1-9]\d*)")
+
+MEANINGS = {
+    "clairvoyant": "victims and order both know all future calls, their times and lengths",
+    "clairvoyant-evict": "victims know the future: evicts what is used farthest from now, weighed by restore cost",
+    "clairvoyant-order": "waiting calls by their program's true remaining critical path, the shortest first",
+    "program": "order and victims both by program",
+    "program-order": "waiting calls by program arrival, inside a program by the longest remaining path",
+    "program-evict": "evicts KV that no call will read, then that of the program that arrived last",
+}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """`eviction` is one of EVICTIONS or "", `order` one of ORDERS or "", `gate` a number of programs or None."""
+
+    eviction: str = ""
+    order: str = ""
+    gate: int | None = None
+
+
+def parse(name: str) -> Bound:
+    """The bound that `name` stands for: names joined by "+", such as "clairvoyant" or "gate4+program". "" is none.
+
+    Raises:
+        ValueError: an unknown part, or two parts that replace the same thing.
+    """
+    chosen: dict[str, Any] = {}
+    for word in name.split("+") if name else ():
+        gate = _GATE.fullmatch(word)
+        for part in (word,) if gate else BOTH.get(word, (word,)):
+            kind = "gate" if gate else "eviction" if part in EVICTIONS else "order" if part in ORDERS else None
+            if kind is None:
+                raise ValueError(f"There is no bound {word!r} (in {name!r}). Allowed, joined by '+': "
+                                 f"{', '.join(MEANINGS)}, and gateN with N programs.")
+            if kind in chosen:
+                raise ValueError(f"The bound {name!r} replaces the {kind} twice. Name one of them.")
+            chosen[kind] = int(gate[1]) if gate else part
+    return Bound(**chosen)
+
+
+def describe(name: str) -> str:
+    """One line for a bound's name."""
+    parse(name)
+    return "; ".join(
+        MEANINGS.get(word, f"at most {word.removeprefix('gate')} programs run at a time") for word in name.split("+"))

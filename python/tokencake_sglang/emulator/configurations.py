@@ -1,0 +1,218 @@
+"""Names of configurations: what can be compared with what.
+
+    TIER[-SCHEDULE][-EVICTION][-PART...][+BOUND...]
+
+    hicache-lpm-mixed-chunk512      HiCache write-through, longest prefix first, mixed chunks of 512 tokens
+    stock-fcfs-slru                 no host tier, first come first served, segmented LRU
+    tokencake-none-lpm              TokenCake's cache without any offload, longest prefix first
+    stock-lpm+clairvoyant-evict     a victim choice that knows the future under SGLang's own order
+
+The schedule stands right after the tier (and `none`); without one it is fcfs, SGLang's default. PART is one of
+PARTS, chunkN (--chunked-prefill-size N) or hostR (host pool of R times the device pool). Everything else is what
+SGLang 0.5.17 does by default.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from tokencake_sglang.emulator import bounds
+from tokencake_sglang.emulator.spec import Configuration
+
+TIERS = {
+    "stock": "no host tier",
+    "hicache": "HiCache write-through",
+    "session": "SGLang's session radix cache (unified tree, no host tier)",
+    "tokencake": "TokenCake on HiCache write-through",
+}
+ALIASES = {"session-radix": "session", "clairvoyant": "hicache+clairvoyant"}
+SCHEDULES = {
+    "lpm": "longest prefix match first",
+    "random": "random order",
+    "fcfs": "first come first served",
+    "dfs-weight": "depth-first by the tree's weights",
+    "lof": "longest output first",
+    "routing-key": "routing key (the program) of most running requests first",
+    "priority": "fcfs with client priorities by program age, with preemption",
+}
+EVICTIONS = ("lru", "lfu", "slru", "priority")
+PARTS = {
+    "mixed": "mixed chunks",
+    "writeback": "write-back",
+    "selective": "selective write-through",
+    "nopreempt": "no preemption by priority",
+}
+WRITE_POLICIES = {"writeback": "write_back", "selective": "write_through_selective"}
+CHUNKS = (512, 1024, 2048, 4096, 8192)
+TO_BEAT = ("lpm", "routing-key", "priority")
+_NUMBERED = re.compile(r"(chunk[1-9]\d*|host\d+(?:\.\d+)?)")
+_WORDS = re.compile(r"dfs-weight|routing-key|[^-]+")
+
+
+def configuration(name: str) -> Configuration:
+    """The configuration of that name.
+
+    Raises:
+        ValueError: a part is unknown, given twice, or does not go with the rest; says what is allowed.
+    """
+    base, plus, bound = name.partition("+")
+    alias, _, inherited = ALIASES.get(base, base).partition("+")
+    parts = _Parts(name, alias)
+    if plus and not bound:
+        parts.refuse("no bound after the '+'", f"Allowed: {', '.join(bounds.MEANINGS)}, gateN.")
+    bound = "+".join(word for word in (inherited, bound) if word)
+    if bounds.parse(bound).eviction and parts.tier == "session":
+        parts.refuse("a bound cannot choose victims in the unified tree", "Use the tier stock or hicache.")
+    return Configuration(
+        name=name, server_args=parts.server_args(), tokencake=parts.tokencake(),
+        routing_key=parts.schedule == "routing-key",
+        priority="program_age" if "priority" in (parts.schedule, parts.eviction) else "none",
+        bound=bound, host_ratio=parts.host_ratio)
+
+
+class _Parts:
+    """The parts of one name without its bound."""
+
+    def __init__(self, name: str, base: str) -> None:
+        self.name = name
+        words = _WORDS.findall(base)
+        self.tier = words.pop(0) if words else ""
+        if self.tier not in TIERS:
+            self.refuse(f"{self.tier!r} is no tier", (
+                f"Begin with one of {', '.join(TIERS)}; whole names are {', '.join(ALIASES)}."))
+        self.offloads = not (self.tier == "tokencake" and words[:1] == ["none"])
+        words = words if self.offloads else words[1:]
+        self.schedule = words.pop(0) if words and words[0] in SCHEDULES else "fcfs"
+        self.eviction = words.pop(0) if words and words[0] in EVICTIONS else ""
+        self.numbers: dict[str, str] = {}
+        self.flags: list[str] = []
+        for word in words:
+            self._part(word)
+        if "-".join(_WORDS.findall(base)) != base:
+            self.refuse("it has an empty part", "Join the parts by single dashes.")
+        self._check()
+
+    def refuse(self, found: str, advice: str) -> None:
+        raise ValueError(f"There is no configuration {self.name!r}: {found}. {advice}")
+
+    def _part(self, word: str) -> None:
+        numbered = _NUMBERED.fullmatch(word)
+        kind = re.match("[a-z]+", word)[0] if numbered else word
+        if kind in self.numbers or kind in self.flags:
+            self.refuse(f"{kind!r} is given twice", "Give it once.")
+        if numbered:
+            self.numbers[kind] = word.removeprefix(kind)
+        elif word in PARTS:
+            self.flags.append(word)
+        else:
+            self.refuse(f"part {word!r} is unknown or out of place", (
+                f"The form is TIER[-SCHEDULE][-EVICTION][-PART...][+BOUND]. Tiers: {', '.join(TIERS)}. After tokencake: "
+                f"none. Schedules: {', '.join(SCHEDULES)}. Evictions: {', '.join(EVICTIONS)}. "
+                f"Parts: {', '.join(PARTS)}, chunkN, hostR. "
+                f"Bounds: {', '.join(bounds.MEANINGS)}, gateN."))
+
+    def _check(self) -> None:
+        written = [word for word in self.flags if word in WRITE_POLICIES]
+        if len(written) > 1:
+            self.refuse("two write policies", "Name one of writeback and selective; write-through is the default.")
+        if written and self.tier not in ("hicache", "tokencake"):
+            self.refuse(f"{written[0]!r} needs a host tier", "Use the tier hicache.")
+        if "writeback" in written and self.tier == "tokencake":
+            self.refuse("TokenCake refuses write-back", "Use selective, or the tier hicache.")
+        if self.tier in ("stock", "session") and "host" in self.numbers:
+            self.refuse("'host' needs a host tier", "Use the tier hicache or tokencake.")
+        if "nopreempt" in self.flags and self.schedule != "priority":
+            self.refuse("'nopreempt' needs the schedule priority", "Leave it out, or use the schedule priority.")
+        if "host" in self.numbers and self.host_ratio <= 0:
+            self.refuse("the host pool would be empty", "Give a ratio above 0.")
+
+    @property
+    def host_ratio(self) -> float | None:
+        return float(self.numbers["host"]) if "host" in self.numbers else None
+
+    def server_args(self) -> dict[str, Any]:
+        by_priority = self.schedule == "priority"
+        values: dict[str, Any] = {"schedule_policy": "fcfs" if by_priority else self.schedule}
+        if by_priority:
+            values["enable_priority_scheduling"] = True
+        if self.tier in ("hicache", "tokencake"):
+            written = [WRITE_POLICIES[word] for word in self.flags if word in WRITE_POLICIES]
+            values.update(enable_hierarchical_cache=True,
+                          hicache_write_policy=written[0] if written else "write_through")
+        if self.tier == "session":
+            values["enable_session_radix_cache"] = True
+        if self.eviction:
+            values["radix_eviction_policy"] = self.eviction
+        if "mixed" in self.flags:
+            values["enable_mixed_chunk"] = True
+        if "nopreempt" in self.flags:
+            values["disable_priority_preemption"] = True
+        if "chunk" in self.numbers:
+            values["chunked_prefill_size"] = int(self.numbers["chunk"])
+        return values
+
+    def tokencake(self) -> dict[str, Any] | None:
+        if self.tier != "tokencake":
+            return None
+        return {"offload_policy": "eager" if self.offloads else "none"}
+
+    def words(self) -> list[str]:
+        """What the name says, in words."""
+        told = [TIERS[self.tier] if self.offloads else "TokenCake's cache on HiCache write-through, no offloads"]
+        told.append(SCHEDULES[self.schedule])
+        told += [f"eviction {self.eviction}"] if self.eviction else []
+        told += [PARTS[word] for word in self.flags]
+        told += [f"chunks of {self.numbers['chunk']} tokens"] if "chunk" in self.numbers else []
+        told += [f"host pool {self.numbers['host']} times the device's"] if "host" in self.numbers else []
+        return told
+
+
+def describe(name: str) -> str:
+    """One line for a configuration's name. ValueError as `configuration`."""
+    found = configuration(name)
+    base = ALIASES.get(name.partition("+")[0], name.partition("+")[0]).partition("+")[0]
+    told = ", ".join(_Parts(name, base).words())
+    return f"{told}; {bounds.describe(found.bound)}" if found.bound else told
+
+
+def _best_stock() -> list[str]:
+    """The stock to beat: three orders on HiCache write-through, with and without mixed chunks, at SGLang's chunk
+    size for the device and at each of CHUNKS. 36 names; "best stock" of a cell is the best of them there."""
+    sizes = ["", *(f"-chunk{size}" for size in CHUNKS)]
+    return [f"hicache-{order}{mixed}{size}" for order in TO_BEAT for mixed in ("", "-mixed") for size in sizes]
+
+
+GROUPS: dict[str, Callable[[], list[str]]] = {
+    "best-stock": _best_stock,
+    "best-stock-short": lambda: [
+        f"hicache-{order}{parts}" for order in TO_BEAT for parts in ("", "-mixed", "-mixed-chunk512")],
+    "schedule": lambda: [f"{tier}-{order}" for tier in ("stock", "hicache") for order in SCHEDULES],
+    "eviction": lambda: [
+        f"{tier}-{order}-{policy}"
+        for tier in ("stock", "hicache") for order in ("fcfs", "lpm") for policy in EVICTIONS],
+    "write": lambda: [
+        f"hicache-{order}{parts}" for order in ("fcfs", "lpm") for parts in ("", "-writeback", "-selective")],
+    "bounds": lambda: ["hicache-lpm+clairvoyant-evict", "clairvoyant", "hicache-fcfs+program"],
+    "study": lambda: [
+        "stock-fcfs", "stock-lpm", "stock-fcfs+program", "stock-fcfs+gate4+program", "hicache-fcfs", "hicache-lpm",
+        "hicache-fcfs+program", "clairvoyant"],
+}
+_ALSO = ("session-radix", "session-lpm", "tokencake", "tokencake-lpm", "tokencake-routing-key", "tokencake-lpm-mixed",
+         "tokencake-none", "tokencake-none-lpm")
+
+
+def group(name: str) -> list[str]:
+    """The names of a group of configurations; ValueError says which groups there are."""
+    if name not in GROUPS:
+        raise ValueError(f"There is no group of configurations {name!r}. Allowed: {', '.join(GROUPS)}.")
+    return GROUPS[name]()
+
+
+def names() -> list[str]:
+    """The well-known names: those of every group, and TokenCake's. Other combinations of parts work as well."""
+    known: dict[str, None] = {}
+    for make in GROUPS.values():
+        known.update(dict.fromkeys(make()))
+    return list(dict.fromkeys([*known, *_ALSO]))
