@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
 from tests.support.emulation import run_document
 from tokencake_sglang.core.errors import ConfigError
-from tokencake_sglang.emulator import cli, request
-from tokencake_sglang.emulator.catalogue import described
+from tokencake_sglang.emulator import cli, request, workloads
 from tokencake_sglang.emulator.cells import Cell
 from tokencake_sglang.emulator.report import build_report
-from tokencake_sglang.emulator.spec import Configuration
 
 OWN = {"mine": {"server_args": {"schedule-policy": "lpm", "chunked_prefill_size": 512}, "host_ratio": 4.0},
        "ours": {"tokencake": {"offload_policy": "none"}}}
@@ -96,6 +95,10 @@ def test_own_configurations_may_be_yaml(tmp_path):
     ("code_writer --param a=1 --param a=2", "given twice"),
     ("code_writer --param qps=1 --qps 2", "--qps and --param qps=... are both given"),
     ("code_writer --param applications=1 --apps 2", "--apps and --param applications=... are both given"),
+    ("code_writer --param arrival=closed --qps 2", "'closed' and have no rate"),
+    ("mooncake --qps 2", "Add --param arrival=poisson"),
+    ("mix --qps 2", "'fixed' and have no rate"),
+    ("mix --apps 2", "mix has no number of apps"),
     ("code_writer --param colour=red", "unknown parameter colour; it takes applications"),
     ("no_such_workload", "no workload 'no_such_workload'"),
     ("no_such_workload --apps 3", "no workload 'no_such_workload'"),
@@ -174,9 +177,38 @@ def test_only_a_report_can_be_repeated(tmp_path):
     assert "cannot be read" in refused(f"--repeat-from {tmp_path / 'none.json'}")
 
 
-def test_a_configuration_is_described_in_one_line():
-    stock = Configuration("a", {"schedule_policy": "lpm"}, routing_key=True, priority="program_age", host_ratio=4.0)
-    assert described(stock) == (
-        "stock SGLang, routing key of the program, priority by program_age, host pool 4 x (schedule_policy=lpm)")
-    assert described(Configuration("b", tokencake={"offload_policy": "eager"})) == "TokenCake (offload_policy=eager)"
-    assert described(Configuration("c", bound="clairvoyant")) == "bound, clairvoyant"
+def test_names_and_groups_of_shipped_configurations_can_be_compared_each_once(own):
+    from tokencake_sglang.emulator import configurations
+
+    plan = experiment(f"code_writer --config-file {own} --compare bounds,clairvoyant,tokencake,mine")
+    assert [one.name for one in plan.configurations] == [*configurations.group("bounds"), "tokencake", "mine"]
+
+
+def test_without_names_the_default_ones_and_those_of_the_file_are_compared(own):
+    plan = experiment(f"code_writer --config-file {own}")
+    assert [one.name for one in plan.configurations] == [*request.DEFAULT_COMPARE, "mine", "ours"]
+    assert {one.tokencake is None for one in plan.configurations[:5]} == {True}
+    assert plan.configurations[5].tokencake is not None
+
+
+def test_an_unknown_configuration_is_refused_with_those_of_the_file(own):
+    said = refused(f"code_writer --config-file {own} --compare hicache-best")
+    assert "--compare names 'hicache-best', which is no configuration" in said
+    assert "Those of --config-file are mine, ours." in said
+
+
+@pytest.mark.parametrize(("ending", "name"), [(".jsonl", "mooncake"), (".csv", "tracelab")])
+def test_the_path_of_a_trace_is_a_workload(own, ending, name):
+    data = Path(workloads.__file__).parents[1] / "data"
+    (trace,) = data.glob("*" + ending)
+    plan = experiment(f"{trace} --config-file {own} --compare mine --apps 2")
+    assert plan.workload == name and plan.params == {"path": str(trace), "limit": 2}
+
+
+def test_the_list_names_every_workload_configuration_group_and_profile(capsys):
+    from tokencake_sglang.emulator import configurations, device_facts
+
+    assert cli.main(["--list"]) == 0
+    words = {line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines()}
+    names = [*workloads.names(), *configurations.names(), *configurations.GROUPS]
+    assert {*names, *device_facts.profile_ids(device_facts.shipped_facts())} <= words

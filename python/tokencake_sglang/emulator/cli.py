@@ -39,8 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--host-ratio", metavar="R,R", help="host KV pool over device KV pool (default 2)")
     add("--overlap", action="store_true", help="SGLang's overlap loop (default: the normal loop)")
     add("--no-oracle", action="store_true", help="do not check the content of the KV that is read: faster")
-    add("--compare", metavar="A,B,C", help=f"configurations (default {','.join(DEFAULT_COMPARE)}, and those of"
-        " --config-file)")
+    add("--compare", metavar="A,B,C", help="configurations and groups of them (default"
+        f" {','.join(DEFAULT_COMPARE)}, and those of --config-file)")
     add("--server-arg", action="append", metavar="NAME=VALUE", help="an SGLang server argument for every"
         " configuration; may be repeated")
     add("--config-file", metavar="FILE", help="own configurations, .json or .yaml: names and fields of Configuration")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,9 +19,11 @@ from tokencake_sglang.emulator.report import SCHEMA
 from tokencake_sglang.emulator.spec import Configuration, RunSpec
 
 TRACES = {".jsonl": "mooncake", ".csv": "tracelab"}  # endings of trace files and the workload that reads them
-DEFAULT_COMPARE = ("stock-lru", "hicache-fcfs", "hicache-lpm", "tokencake")
+DEFAULT_COMPARE = ("stock-fcfs", "hicache-fcfs", "hicache-lpm", "hicache-lpm-mixed", "hicache-routing-key",
+                   "tokencake", "tokencake-lpm")
 DEFAULT_PROFILE = RunSpec.__dataclass_fields__["profile"].default
-COUNTS_OF_APPS = ("applications", "apps", "sessions", "requests")  # what --apps sets, by workload
+WITH_RATE = ("poisson", "even")  # arrivals that --qps sets the rate of
+COUNTS_OF_APPS = ("applications", "sessions", "chats", "limit")  # what --apps sets, by workload
 PLAN_FLAGS = ("workload", "param", "seed", "seeds", "qps", "apps", "profile", "pool", "host_ratio", "overlap",
               "no_oracle", "server_arg", "config_file")
 PRIORITIES = ("none", "program_age")
@@ -77,43 +79,60 @@ def _workload(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
             raise ConfigError(f"the trace {name} does not exist or is no file. Give the path of a Mooncake .jsonl or a"
                               " TraceLab .csv file.")
         name, params = kind, {"path": str(Path(name).resolve()), **params}
-    counted = count_parameter(name) if given.apps is not None else ""
-    for flag, key in (("qps", "qps"), ("apps", counted)):
-        if getattr(given, flag) is not None and key in params:
-            raise ConfigError(f"--{flag} and --param {key}=... are both given. Keep one of them.")
+    known = _parameters(name)
+    if given.qps is not None:
+        _check_rate(name, known, params)
     if given.apps is not None:
-        params[counted] = one_number(given.apps, "--apps", int, above=0)
+        key = next((one for one in COUNTS_OF_APPS if one in known), None)
+        if key is None or key in params:
+            problem = f"and --param {key}=... are both given" if key else f"is given, but {name} has no number of apps"
+            raise ConfigError(f"--apps {problem}. Allowed: --param with {', '.join(known)}. Remove --apps.")
+        params[key] = one_number(given.apps, "--apps", int, above=0)
     return name, params
 
 
-def count_parameter(workload: str) -> str:
-    """The parameter of a workload that says how many programs there are."""
+def _parameters(workload: str) -> Mapping[str, Any]:
     from tokencake_sglang.emulator import workloads
 
     try:
-        known_ones = workloads.parameters(workload)
+        return workloads.parameters(workload)
     except ValueError as error:
         raise ConfigError(f"{error}. `tokencake emulate --list` shows what there is.") from None
-    for name in COUNTS_OF_APPS:
-        if name in known_ones:
-            return name
-    raise ConfigError(f"--apps is given, but the workload {workload} has no number of apps. Allowed: --param with"
-                      f" {', '.join(known_ones)}. Remove --apps.")
+
+
+def _check_rate(workload: str, known: Mapping[str, Any], params: dict[str, Any]) -> None:
+    """--qps must have an effect: arrivals of a trace or of closed loops have no rate."""
+    if "qps" in params:
+        raise ConfigError("--qps and --param qps=... are both given. Keep one of them.")
+    arrival = params.get("arrival", known["arrival"].default) if "arrival" in known else "fixed"
+    if arrival not in WITH_RATE:
+        remedy = "Add --param arrival=poisson, or remove --qps" if "arrival" in known else "Remove --qps"
+        raise ConfigError(f"--qps is given, but the arrivals of {workload} are {arrival!r} and have no rate. Allowed:"
+                          f" --qps with arrivals {' or '.join(WITH_RATE)}. {remedy}.")
 
 
 def _compared(given: argparse.Namespace, own: dict[str, Configuration]) -> list[Configuration]:
-    names = names_of(given.compare) if given.compare else list(dict.fromkeys([*DEFAULT_COMPARE, *own]))
+    asked = names_of(given.compare) if given.compare else [*DEFAULT_COMPARE, *own]
+    names = dict.fromkeys(name for one in asked for name in ([one] if one in own else _members(one)))
     return [own[name] if name in own else _shipped(name, own) for name in names]
+
+
+def _members(name: str) -> list[str]:
+    """The configurations of a group; another name stands for itself."""
+    from tokencake_sglang.emulator import configurations
+
+    return configurations.group(name) if name in configurations.GROUPS else [name]
 
 
 def _shipped(name: str, own: dict[str, Configuration]) -> Configuration:
     from tokencake_sglang.emulator import configurations
 
-    if name not in configurations.names():
-        allowed = ", ".join([*configurations.names(), *own])
-        raise ConfigError(f"--compare names {name!r}, which is no configuration. Allowed: {allowed}."
-                          " Correct the name, or define it in a --config-file.")
-    return configurations.configuration(name)
+    try:
+        return configurations.configuration(name)
+    except ValueError as error:
+        also = f" Those of --config-file are {', '.join(own)}." if own else ""
+        raise ConfigError(f"--compare names {name!r}, which is no configuration: {error}{also}"
+                          " `tokencake emulate --list` shows them.") from None
 
 
 def names_of(text: str) -> list[str]:
