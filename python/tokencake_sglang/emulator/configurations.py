@@ -108,8 +108,8 @@ class _Parts:
             self.flags.append(word)
         else:
             self.refuse(f"part {word!r} is unknown or out of place", (
-                f"The form is TIER[-SCHEDULE][-EVICTION][-PART...][+BOUND]. Tiers: {', '.join(TIERS)}. After tokencake: "
-                f"none. Schedules: {', '.join(SCHEDULES)}. Evictions: {', '.join(EVICTIONS)}. "
+                f"The form is TIER[-SCHEDULE][-EVICTION][-PART...][+BOUND]. Tiers: {', '.join(TIERS)}. After "
+                f"tokencake: none. Schedules: {', '.join(SCHEDULES)}. Evictions: {', '.join(EVICTIONS)}. "
                 f"Parts: {', '.join(PARTS)}, chunkN, hostR. "
                 f"Bounds: {', '.join(bounds.MEANINGS)}, gateN."))
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tokencake_sglang.emulator.program import Workload
+from tokencake_sglang.emulator.server_defaults import chunked_prefill_size
 from tokencake_sglang.emulator.spec import RunSpec
 
 CONTEXT_MARGIN = 64
-MAX_RUNNING_REQUESTS = 256
+UNIFIED_TREE = "SGLANG_ENABLE_UNIFIED_RADIX_TREE"
 
 
 def run(spec: RunSpec, progress: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def server_args(spec: RunSpec, profile: Any, model: str) -> dict[str, Any]:
     values: dict[str, Any] = dict(
         model_path=model, load_format="dummy", device="cpu", dtype="float32", skip_tokenizer_init=True,
         mem_fraction_static=0.1, max_total_tokens=spec.pool_tokens or profile.pool_tokens,
-        max_running_requests=MAX_RUNNING_REQUESTS, chunked_prefill_size=8192, disable_overlap_schedule=not spec.overlap,
+        chunked_prefill_size=chunked_prefill_size(profile), disable_overlap_schedule=not spec.overlap,
         stream_interval=1_000_000, log_level="error", random_seed=1, watchdog_timeout=1_000_000.0)
     values.update(configuration.server_args)
     if configuration.tokencake is not None:
@@ -79,8 +80,14 @@ def server_args(spec: RunSpec, profile: Any, model: str) -> dict[str, Any]:
 
 
 def _set_plugin(spec: RunSpec) -> None:
-    """What the launcher does: settings for the plugin in the environment, or none for stock."""
+    """What the launcher does: settings for the plugin in the environment, or none for stock.
+
+    The session radix cache exists only on the unified tree, which SGLang builds when this variable says so.
+    """
     os.environ.pop("TOKENCAKE_CONFIG", None)
+    os.environ.pop(UNIFIED_TREE, None)
+    if spec.configuration.server_args.get("enable_session_radix_cache"):
+        os.environ[UNIFIED_TREE] = "1"
     if spec.configuration.tokencake is not None:
         from tokencake_sglang.core.config import TokenCakeConfig
 

@@ -53,12 +53,13 @@ class KvSamples:
             stack.extend(node.children.values())
             count, kinds = holders.get(node.id, (0, 0))
             kind = "shared" if count > 1 else "running" if kinds & RUNNING else "stalled" if kinds else "idle"
-            if node.value is not None:
-                device[kind] += len(node.value)
-                in_tree += len(node.value)
-                in_use += len(node.value) if kinds & RUNNING else 0
-            if getattr(node, "host_value", None) is not None:
-                host["idle" if kind == "running" else kind] += len(node.host_value)
+            kv = _kv(node)
+            if kv.value is not None:
+                device[kind] += len(kv.value)
+                in_tree += len(kv.value)
+                in_use += len(kv.value) if kinds & RUNNING else 0
+            if kv.host_value is not None:
+                host["idle" if kind == "running" else kind] += len(kv.host_value)
         total, free = scheduler.max_total_num_tokens, scheduler.token_to_kv_pool_allocator.available_size()
         outside = max(0, total - free - in_tree)  # of running requests, not in the tree yet
         device["running"] += outside
@@ -72,7 +73,7 @@ class KvSamples:
         """Per node id: how many agents or requests hold it, and which kinds of them."""
         marks: dict[int, tuple[int, int]] = {}
         for req in _running(scheduler):
-            node = req.last_node
+            node = tree.resolve_node_handle(req.last_node)
             while node is not None and node is not tree.root_node:
                 count, kinds = marks.get(node.id, (0, 0))
                 marks[node.id] = (count + 1, kinds | RUNNING)
@@ -82,6 +83,12 @@ class KvSamples:
                 count, kinds = marks.get(node.id, (0, 0))
                 marks[node.id] = (count + 1, kinds | STALLED)
         return marks
+
+
+def _kv(node: Any) -> Any:
+    """What holds a node's slots: the node, or the full-attention part of a node of the unified tree."""
+    parts = getattr(node, "component_data", None)
+    return node if parts is None else parts[0]
 
 
 def _running(scheduler: Any) -> list[Any]:
