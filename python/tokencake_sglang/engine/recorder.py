@@ -86,7 +86,8 @@ class Recorder(SchedulerExtension):
                 self.recording.event(now, json.loads(message.payload))
 
     def _added(self, now: float, req: Any) -> None:
-        if req.rid.startswith(HEALTH_CHECK_RID_PREFIX) or req.input_embeds is not None:
+        refused = req.to_finish is not None  # SGLang answers it with an error; its prompt has been replaced
+        if refused or req.rid.startswith(HEALTH_CHECK_RID_PREFIX) or req.input_embeds is not None:
             return
         known = self._live.get(req.rid)
         if known is req:
