@@ -13,6 +13,7 @@ from typing import Any
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.errors import ConfigError
+from tokencake_sglang.server import record
 
 PREFIX = "--tokencake-"
 PROGRAM = "python -m tokencake_sglang.launch_server"
@@ -39,6 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
                        " served as it is, and the control routes answer 503.")
     group.add_argument("--tokencake-config", metavar="FILE", help="Settings from a JSON or YAML file (by its ending):"
                        " an object of setting names and values. Flags win over the file.")
+    group.add_argument(record.FLAG, "--record", dest="record", metavar="FILE", help="Record the requests of this"
+                       " server as a trace that the emulator replays: lengths, times and prefix blocks, no token and no"
+                       " text. FILE is new and ends in .csv (TraceLab's layout) or .jsonl (Mooncake's). Works with and"
+                       " without --enable-tokencake.")
     for f in fields(TokenCakeConfig):
         text = f"{f.metadata['help']} Allowed: {allowed_of(f)}; default {f.default!r}."
         group.add_argument(flag_of(f.name), dest="set_" + f.name, metavar=type(f.default).__name__.upper(),
@@ -53,10 +58,15 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     ours, rest = parser.parse_known_args(argv)
     for word in rest:
         if word.startswith((PREFIX, "--enable-tokencake")):
-            names = ", ".join(["--tokencake-config", *(flag_of(f.name) for f in fields(TokenCakeConfig))])
+            names = ", ".join(["--tokencake-config", record.FLAG, *(flag_of(f.name) for f in fields(TokenCakeConfig))])
             raise ConfigError(f"unknown flag {word.split('=')[0]}; TokenCake's flags are --enable-tokencake, {names}."
                               " Remove it or correct its name.")
     return ours, rest
+
+
+def recording_from_flags(ours: argparse.Namespace) -> str | None:
+    """The absolute path of the trace to write, or None. ConfigError when it cannot be written."""
+    return None if ours.record is None else record.check_path(ours.record)
 
 
 def config_from_flags(ours: argparse.Namespace) -> TokenCakeConfig | None:
