@@ -38,7 +38,8 @@ MISSING = ("no plots were drawn, because matplotlib is not installed. Everything
 
 @dataclass(frozen=True)
 class Look:
-    """How a configuration is drawn, the same in every plot. `hatch` tells bars of one colour apart."""
+    """How a configuration is drawn, the same in every plot. `hatch` tells bars of one colour apart; thin lines lie
+    over thick ones, so that two equal curves are both seen."""
 
     colour: str
     line: Any
@@ -46,7 +47,7 @@ class Look:
     hatch: str
 
     def of_line(self) -> dict[str, Any]:
-        return {"color": self.colour, "linestyle": self.line, "linewidth": self.width}
+        return {"color": self.colour, "linestyle": self.line, "linewidth": self.width, "zorder": 4 - self.width}
 
 
 @dataclass(frozen=True)
