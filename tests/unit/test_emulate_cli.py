@@ -49,15 +49,15 @@ def test_the_cells_are_the_cross_product_of_rates_pools_ratios_and_seeds(own):
 
 def test_without_flags_there_is_one_cell_with_the_workloads_own_rate_and_the_profiles_pool(own):
     plan = experiment(f"code_writer --config-file {own} --compare mine")
-    assert plan.cells == (Cell(None, None, 2.0, 1),) and plan.oracle and not plan.overlap
+    assert plan.cells == (Cell(None, None, 2.0, 1),) and plan.oracle and plan.overlap
     assert next(plan.jobs()).spec.workload.params == {}
 
 
 def test_flags_of_the_run_reach_every_run(own):
-    plan = experiment(f"deep_research --config-file {own} --compare mine,ours --overlap --no-oracle --apps 3 --seed 7"
-                      " --param tool_factor=2.5 --param tool_noise=uniform --profile qwen2.5-14b@a100-80gb")
+    plan = experiment(f"deep_research --config-file {own} --compare mine,ours --normal-loop --no-oracle --apps 3"
+                      " --seed 7 --param tool_factor=2.5 --param tool_noise=uniform --profile qwen2.5-14b@a100-80gb")
     for job in plan.jobs():
-        assert job.spec.overlap and not job.spec.oracle and job.spec.workload.seed == 7
+        assert not job.spec.overlap and not job.spec.oracle and job.spec.workload.seed == 7
         assert job.spec.workload.params == {"tool_factor": 2.5, "tool_noise": "uniform", "applications": 3}
 
 
@@ -164,7 +164,7 @@ def test_a_report_can_be_repeated_as_it_was_or_with_some_of_its_configurations(r
     assert some.cells == plan.cells and some.configurations == plan.configurations[1:]
 
 
-@pytest.mark.parametrize("flag", ["code_writer", "--qps 1", "--seed 2", "--overlap", "--param a=1", "--apps 4"])
+@pytest.mark.parametrize("flag", ["code_writer", "--qps 1", "--seed 2", "--normal-loop", "--param a=1", "--apps 4"])
 def test_what_a_report_says_cannot_be_said_again(report, flag):
     assert "--repeat-from takes workload, cells and profile from the report" in refused(
         f"--repeat-from {report[0]} {flag}")

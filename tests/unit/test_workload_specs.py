@@ -25,6 +25,7 @@ SMALL = {
     "mooncake": {"limit": 100, "arrival": "poisson"},
     "tracelab": {},
     "chat": {"chats": 5, "turns": {"kind": "uniform", "low": 1, "high": 6}},
+    "crowd": {"active": 3, "known": 10},
     "mix": {"parts": [{"name": "code_writer", "params": {"applications": 2}},
                       {"name": "chat", "params": {"chats": 3}}]},
 }

@@ -62,8 +62,10 @@ class Experiment:
     cells: tuple[Cell, ...]
     configurations: tuple[Configuration, ...]
     profile: str
-    overlap: bool = False
+    overlap: bool = True
     oracle: bool = True
+    measure_from_s: float = 0.0
+    samples: int = 200
 
     def workload_spec(self, cell: Cell) -> WorkloadSpec:
         params = dict(self.params) if cell.qps is None else {**self.params, "qps": cell.qps}
@@ -76,7 +78,7 @@ class Experiment:
                 yield Job(cell, RunSpec(
                     workload=self.workload_spec(cell), configuration=configuration, profile=self.profile,
                     pool_tokens=cell.pool_tokens, host_ratio=cell.host_ratio, overlap=self.overlap,
-                    oracle=self.oracle))
+                    oracle=self.oracle, measure_from_s=self.measure_from_s, samples=self.samples))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON gives it back: lists, not tuples."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from tokencake_sglang.core.errors import ConfigError
 from tokencake_sglang.emulator.compare import RUN_COMMAND, compare, write_whole
+from tokencake_sglang.emulator.report import is_void
 from tokencake_sglang.emulator.request import DEFAULT_COMPARE, DEFAULT_PROFILE, experiment_of, one_number
 from tokencake_sglang.emulator.table import markdown
 
@@ -37,13 +38,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--profile", metavar="ID|PATH", help=f"model and device (default {DEFAULT_PROFILE})")
     add("--pool", metavar="TOKENS,TOKENS", help="sizes of the device KV pool (default: the profile's)")
     add("--host-ratio", metavar="R,R", help="host KV pool over device KV pool (default 2)")
-    add("--overlap", action="store_true", help="SGLang's overlap loop (default: the normal loop)")
+    add("--normal-loop", action="store_true", help="SGLang's normal loop (default: its overlap loop, as SGLang's own)")
     add("--no-oracle", action="store_true", help="do not check the content of the KV that is read: faster")
     add("--compare", metavar="A,B,C", help="configurations and groups of them (default"
         f" {','.join(DEFAULT_COMPARE)}, and those of --config-file)")
     add("--server-arg", action="append", metavar="NAME=VALUE", help="an SGLang server argument for every"
         " configuration; may be repeated")
     add("--config-file", metavar="FILE", help="own configurations, .json or .yaml: names and fields of Configuration")
+    add("--measure-from", metavar="S", help="measure real microseconds a step from this virtual second on (default 0)")
+    add("--samples", metavar="N", help="samples of the KV pools, at least (default 200)")
     running = parser.add_argument_group("running and results")
     add = running.add_argument
     add("--jobs", metavar="N", help="runs at a time (default: one per core, as far as 2 GiB of memory each are free)")
@@ -79,9 +82,7 @@ def main(argv: list[str] | None = None, command: tuple[str, ...] = RUN_COMMAND) 
               " on from there.", file=sys.stderr)
         return 130
     show(report, documents, out, given.plots)
-    void = any(run["error"] is not None or run["counts"]["kv_bad_tokens"]
-               for cell in report["cells"] for run in cell["runs"])
-    return 1 if void else 0
+    return 1 if any(is_void(run) for cell in report["cells"] for run in cell["runs"]) else 0
 
 
 def output_folder(name: str, resume: bool) -> Path:

@@ -24,8 +24,8 @@ DEFAULT_COMPARE = ("stock-fcfs", "hicache-fcfs", "hicache-lpm", "hicache-lpm-mix
 DEFAULT_PROFILE = RunSpec.__dataclass_fields__["profile"].default
 WITH_RATE = ("poisson", "even")  # arrivals that --qps sets the rate of
 COUNTS_OF_APPS = ("applications", "sessions", "chats", "limit")  # what --apps sets, by workload
-PLAN_FLAGS = ("workload", "param", "seed", "seeds", "qps", "apps", "profile", "pool", "host_ratio", "overlap",
-              "no_oracle", "server_arg", "config_file")
+PLAN_FLAGS = ("workload", "param", "seed", "seeds", "qps", "apps", "profile", "pool", "host_ratio", "normal_loop",
+              "no_oracle", "measure_from", "samples", "server_arg", "config_file")
 PRIORITIES = ("none", "program_age")
 
 T = TypeVar("T")
@@ -48,8 +48,11 @@ def experiment_of(given: argparse.Namespace) -> Experiment:
     own = read_configurations(given.config_file) if given.config_file else {}
     server_args = {name.replace("-", "_"): value for name, value in assignments(given.server_arg, "--server-arg")}
     compared = tuple(replace(one, server_args={**one.server_args, **server_args}) for one in _compared(given, own))
-    experiment = Experiment(workload, params, grid.cells(), compared, given.profile or DEFAULT_PROFILE,
-                            bool(given.overlap), not given.no_oracle)
+    experiment = Experiment(
+        workload, params, grid.cells(), compared, given.profile or DEFAULT_PROFILE, overlap=not given.normal_loop,
+        oracle=not given.no_oracle,
+        measure_from_s=one_number(given.measure_from or "0", "--measure-from", float, above=-1),
+        samples=one_number(given.samples or "200", "--samples", int, above=-1))
     check(experiment)
     return experiment
 

@@ -14,6 +14,7 @@ from tokencake_sglang.emulator.workloads.parameters import Parameter, number, wh
 
 NEVER_S = 1e6
 KNOWN_PROMPT_TOKENS = 16
+TURNS = 8
 
 
 def parameters() -> dict[str, Parameter]:
@@ -34,7 +35,7 @@ def build(seed: str, values: Mapping[str, Any]) -> Workload:
     waiting = tuple(
         Program(f"known-{i:05d}", (Call(
             "only", "agent", "known", (Text(f"{seed}/known-{i:05d}", KNOWN_PROMPT_TOKENS),), 1,
-            tool=ToolCall("never", NEVER_S, NEVER_S / 100)),), i * values["crowd_s"] / max(1, known))
+            tool=ToolCall("never", NEVER_S, NEVER_S / 100), last_of_agent=True),), i * values["crowd_s"] / max(1, known))
         for i in range(known))
     busy = tuple(
         Program(app_id, _conversation(seed, app_id, values), values["crowd_s"] + i * values["tool_s"] / active)
@@ -45,9 +46,10 @@ def build(seed: str, values: Mapping[str, Any]) -> Workload:
 def _conversation(seed: str, app_id: str, values: Mapping[str, Any]) -> tuple[Call, ...]:
     prompt: list[Part] = [Text(f"{seed}/{app_id}", values["prompt_tokens"])]
     calls: list[Call] = []
-    for turn in range(8):
+    for turn in range(TURNS):
         name = f"turn-{turn}"
         calls.append(Call(name, "agent", "active", tuple(prompt), values["output_tokens"],
-                          (calls[-1].name,) if calls else (), ToolCall("tool", values["tool_s"], values["tool_s"])))
+                          (calls[-1].name,) if calls else (), ToolCall("tool", values["tool_s"], values["tool_s"]),
+                          last_of_agent=turn == TURNS - 1))
         prompt += [Output(name), Text(f"{seed}/{app_id}/{turn}", values["result_tokens"])]
     return tuple(calls)
