@@ -35,7 +35,8 @@ def build(seed: str, values: Mapping[str, Any]) -> Workload:
     waiting = tuple(
         Program(f"known-{i:05d}", (Call(
             "only", "agent", "known", (Text(f"{seed}/known-{i:05d}", KNOWN_PROMPT_TOKENS),), 1,
-            tool=ToolCall("never", NEVER_S, NEVER_S / 100), last_of_agent=True),), i * values["crowd_s"] / max(1, known))
+            tool=ToolCall("never", NEVER_S, NEVER_S / 100), last_of_agent=True),),
+            i * values["crowd_s"] / max(1, known))
         for i in range(known))
     busy = tuple(
         Program(app_id, _conversation(seed, app_id, values), values["crowd_s"] + i * values["tool_s"] / active)
