@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -18,3 +19,9 @@ def write_model(directory: Path, layers: int, context_length: int) -> None:
         "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": True,
         "bos_token_id": 1, "eos_token_id": EOS,
     }))
+
+
+def unused_architectures() -> list[str]:
+    """SGLang's model modules that the stand-in model does not need. Importing them all takes most of a start."""
+    [folder] = importlib.util.find_spec("sglang.srt.models").submodule_search_locations
+    return sorted(path.stem for path in Path(folder).glob("*.py") if path.stem not in ("qwen2", "registry", "__init__"))

@@ -19,6 +19,7 @@ from tokencake_sglang.emulator import time_shim
 from tokencake_sglang.emulator.clock import SECOND, VirtualClock
 from tokencake_sglang.emulator.copies import EmulatedCopies
 from tokencake_sglang.emulator.device import EmulatedDevice
+from tokencake_sglang.emulator.model import unused_architectures
 from tokencake_sglang.emulator.oracle import KvOracle
 from tokencake_sglang.emulator.tokens import OutputPlan
 
@@ -61,6 +62,7 @@ class EmulatedServer:
         os.environ.setdefault("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE", "1")
         os.environ["SGLANG_ENABLE_WAR_BARRIER"] = "1"  # as on CUDA
         torch.set_num_threads(1)
+        os.environ.setdefault("SGLANG_DISABLED_MODEL_ARCHS", ",".join(unused_architectures()))
         from sglang.srt.plugins import load_plugins
 
         load_plugins()
