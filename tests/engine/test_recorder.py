@@ -133,7 +133,8 @@ def test_prompts_of_different_adapters_share_no_block(watched):
 def test_events_are_read_as_they_pass_and_state_calls_are_not(watched):
     watched.end(watched.add(agent="a"))
     watched.step()
-    watched.step(TokenCakeControlReq(control_id="1", op="state", payload="{}"))
+    watched.step(TokenCakeControlReq(control_id="1", op="state", payload=json.dumps(
+        {"event": "agent_finished", "agent_id": "a"})))
     watched.step(TokenCakeControlReq(control_id="2", op="event", payload=json.dumps(
         {"event": "stall_started", "agent_id": "a", "kind": "search", "estimated_duration_s": 2.5})))
     watched.end(watched.add(agent="a"))

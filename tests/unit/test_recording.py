@@ -196,7 +196,17 @@ def test_a_finish_that_does_not_say_which_of_two_calls_ended_ends_none(server):
     server.call(tokens("p", 50), tokens("o", 5), agent="a")
     server.event("stall_started", call_id="1")
     server.event("stall_started", call_id="2")
-    server.event("stall_finished", after=1.0)
+    for _ in range(2):
+        server.event("stall_finished", after=0.5)
+    server.call(tokens("p", 90), tokens("o", 5), agent="a", after=1.0)
+    assert server.kept.waits == {0: Wait(2000, "tool", None, 2000)}
+
+
+def test_a_wait_with_one_call_still_out_lasts_until_the_next_request(server):
+    server.call(tokens("p", 50), tokens("o", 5), agent="a")
+    server.event("stall_started", call_id="1")
+    server.event("stall_started", call_id="2")
+    server.event("stall_finished", after=1.0, call_id="1")
     server.call(tokens("p", 90), tokens("o", 5), agent="a", after=1.0)
     assert server.kept.waits == {0: Wait(2000, "tool", None, 2000)}
 

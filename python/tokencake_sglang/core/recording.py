@@ -141,7 +141,6 @@ class Recording:
                   len(live.prompt), len(output), live.block_ids, live.agent_type, cached_tokens)
         if before is not None:
             self._close(session, live)
-        self._leave_tip(session)
         live.trail.extend(output)
         session.ref, session.trail, session.ended_at = self.sink.row(row), live.trail, now
         session.rounds += 1
