@@ -58,3 +58,13 @@ def describe(name: str) -> str:
     parse(name)
     return "; ".join(
         MEANINGS.get(word, f"at most {word.removeprefix('gate')} programs run at a time") for word in name.split("+"))
+
+
+def install(server: Any, clients: Any, name: str) -> None:
+    """Put the bound `name` on a built EmulatedServer with its Clients; nothing for "". Before the run."""
+    bound = parse(name)
+    if bound == Bound():
+        return
+    from tokencake_sglang.emulator import clairvoyant
+
+    clairvoyant.install(server, clients.runs, bound)

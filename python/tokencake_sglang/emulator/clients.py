@@ -6,7 +6,7 @@ Everything that a real client would do is done here at virtual times; nothing he
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -148,7 +148,7 @@ class Clients:
 
     def _submit(self, call: CallRun) -> None:
         spec = call.call
-        call.prompt = self._prompt(call)
+        call.prompt = prompt_of(spec, {name: earlier.output for name, earlier in call.program.calls.items()})
         call.submitted_ns = self.clock.now_ns
         self.log("submit", call.rid, len(call.prompt))
         fields: dict[str, Any] = {}
@@ -160,8 +160,7 @@ class Clients:
         if self.configuration.priority == "program_age":
             fields["priority"] = -run.order
         wanted = spec.max_new_tokens or spec.output_tokens
-        plan = OutputPlan(call.rid, spec.output_tokens, ends_by_eos=wanted > spec.output_tokens)
-        self.server.submit(call.rid, call.prompt, plan, wanted, **fields)
+        self.server.submit(call.rid, call.prompt, plan_of(call), wanted, **fields)
 
     def _agent_fields(self, run: ProgramRun, call: CallRun) -> dict[str, Any]:
         fields: dict[str, Any] = {}
@@ -175,16 +174,6 @@ class Clients:
                 "app_id": run.program.app_id, "agent_id": call.agent_id, "agent_type": call.call.agent_type,
                 "node_id": call.call.name}
         return fields
-
-    def _prompt(self, call: CallRun) -> array:
-        tokens = array("q")
-        for part in call.call.prompt:
-            if isinstance(part, Text):
-                tokens.extend(text_tokens(part.key, part.tokens))
-            else:
-                output = call.program.calls[part.call].output
-                tokens.extend(output if part.tokens is None else output[:part.tokens])
-        return tokens
 
     def answered(self, rid: str, answer: Answer) -> None:
         """The server finished (or refused) request `rid`."""
@@ -240,6 +229,22 @@ class Clients:
             self.server.tell({"event": "agent_finished", "agent_id": agent_id})
         if self.uses_sessions:
             self.server.close_session(agent_id)
+
+
+def plan_of(call: CallRun) -> OutputPlan:
+    """What the model will answer to `call`; known before it is sent."""
+    spec = call.call
+    wanted = spec.max_new_tokens or spec.output_tokens
+    return OutputPlan(call.rid, spec.output_tokens, ends_by_eos=wanted > spec.output_tokens)
+
+
+def prompt_of(call: Call, outputs: Mapping[str, array]) -> array:
+    """The prompt's tokens. `outputs`: what the calls of the program have generated, by name."""
+    tokens = array("q")
+    for part in call.prompt:
+        whole = text_tokens(part.key, part.tokens) if isinstance(part, Text) else outputs[part.call]
+        tokens.extend(whole if part.tokens is None else whole[:part.tokens])
+    return tokens
 
 
 def _program_run(program: Program, order: int) -> ProgramRun:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tokencake_sglang.emulator import bounds
 from tokencake_sglang.emulator.clients import CallRun, Clients
 from tokencake_sglang.emulator.clock import SECOND, START_NS
 from tokencake_sglang.emulator.cost_meter import CostMeter
@@ -51,6 +52,7 @@ class Session:
         self.samples = KvSamples(server, spec.samples)
         self.watch = Watch(self.clients.by_rid, self._log)
         self.watch.attach(server)
+        bounds.install(server, self.clients, spec.configuration.bound)
         server.on_output = AnswerReader(self.clients.answered)
         server.is_done = self.clients.is_done
         self.clients.on_finish = self._finished

@@ -1,0 +1,117 @@
+"""Bounds and configurations on the real scheduler: what knows the future uses it, and nothing gets lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokencake_sglang.emulator.configurations import names
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Jobs:
+    """Runs functions of bound_jobs in processes of their own; each job once."""
+
+    def __init__(self, log: Path, hash_seed: int) -> None:
+        path = os.pathsep.join(filter(None, [str(ROOT / "python"), str(ROOT), os.environ.get("PYTHONPATH")]))
+        self._log, self._done = log, {}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.emulator.bound_jobs"], cwd=ROOT, stdin=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=log.open("w"),
+            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": "1"})
+
+    def __call__(self, job: str, argument: Any = None) -> Any:
+        key = job, argument
+        if key not in self._done:
+            self._process.stdin.write(json.dumps(key) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline().strip()
+            assert answer, self._log.read_text()[-3000:]
+            self._done[key] = json.loads(answer)
+        assert "error" not in self._done[key], self._done[key]["error"]
+        return self._done[key]["result"]
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    running = Jobs(tmp_path_factory.mktemp("bounds") / "log", hash_seed=1)
+    yield running
+    running.close()
+
+
+def cached(result: dict[str, Any], call: str) -> int:
+    return next(c["cached_tokens"] for c in result["calls"] if f"{c['app_id']}{c['name']}" == call)
+
+
+def test_lru_evicts_the_session_that_was_used_longest_ago_although_it_returns_first(jobs):
+    result = jobs("two_sessions", "stock-fcfs")
+    assert cached(result, "A2") < 100
+
+
+def test_a_clairvoyant_choice_evicts_the_session_that_returns_last(jobs):
+    result = jobs("two_sessions", "stock-fcfs+clairvoyant-evict")
+    assert cached(result, "A2") >= 800
+    assert cached(result, "B2") < 100
+
+
+def test_eviction_by_program_keeps_the_program_that_came_first(jobs):
+    result = jobs("two_sessions", "stock-fcfs+program-evict")
+    assert cached(result, "A2") >= 800
+    assert cached(result, "B2") < 100
+
+
+@pytest.mark.parametrize("name", ["stock-fcfs+clairvoyant-order", "stock-lpm+program-order"])
+def test_an_order_moves_waiting_requests_and_loses_none(jobs, name):
+    counts = jobs("queue_orders", name)
+    assert counts["moved"] > 0
+    assert counts["damaged"] == 0
+    assert counts["apps_completed"] == 2
+
+
+RUN = ["stock-fcfs+program", "stock-lpm+gate1+clairvoyant", "clairvoyant", "session-radix", "hicache-lpm-writeback",
+       "hicache-routing-key-mixed", "hicache-priority-mixed-chunk512-selective", "stock-lof-slru",
+       "stock-dfs-weight-priority", "tokencake-lpm-mixed", "tokencake-none"]
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_a_configuration_runs_to_the_end_with_the_output_of_stock(jobs, name):
+    counts, stock = (jobs("small_run", each)["counts"] for each in (name, "stock-fcfs"))
+    assert counts["apps_completed"] == counts["apps"] == 2
+    for same in ("calls_completed", "output_tokens", "prompt_tokens"):
+        assert counts[same] == stock[same]
+    assert (counts["truncated"], counts["aborted"], counts["kv_bad_tokens"]) == (0, 0, 0)
+    assert counts["kv_checked_tokens"] > 0
+
+
+def test_a_gate_of_one_runs_programs_one_after_the_other(jobs):
+    apps = sorted(jobs("small_run", "stock-lpm+gate1+clairvoyant")["apps"], key=lambda app: app["arrival_s"])
+    calls = jobs("small_run", "stock-lpm+gate1+clairvoyant")["calls"]
+    for before, app in zip(apps, apps[1:], strict=False):
+        first = min(call["scheduled_s"] for call in calls if call["app_id"] == app["app_id"])
+        assert first >= before["end_s"]
+
+
+def test_bounds_are_the_same_in_another_process_with_other_hashes(jobs, tmp_path):
+    other = Jobs(tmp_path / "log", hash_seed=2)
+    try:
+        for name in ("clairvoyant", "stock-fcfs+program"):
+            assert (other("small_run", name)["event_log_sha256"] == jobs("small_run", name)["event_log_sha256"])
+    finally:
+        other.close()
+
+
+def test_sglang_accepts_the_settings_of_every_well_known_configuration(jobs):
+    answers = jobs("accepted_server_args")
+    assert set(answers) == set(names())
+    assert {name: said for name, said in answers.items() if said} == {}
