@@ -43,7 +43,10 @@ setup(
     packages=find_packages("python"),
     package_data={"tokencake_sglang.emulator": ["data/*"]},
     install_requires=["sglang==0.5.17"],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "pytest-timeout>=2.3"]},
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "pytest-timeout>=2.3"],
+        "plots": ["matplotlib>=3.8"],
+    },
     entry_points={
         "console_scripts": ["tokencake = tokencake_sglang.cli:main"],
         "sglang.srt.plugins": ["tokencake = tokencake_sglang.engine.plugin:register"],

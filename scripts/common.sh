@@ -53,7 +53,7 @@ make_venv() {
 }
 
 install_package() {
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check --retries 5 --timeout 60 -e "$ROOT[test]" ||
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check --retries 5 --timeout 60 -e "$ROOT[test,plots]" ||
     fail "pip could not install the package and sglang==0.5.17; is a package index reachable?"
 }
 

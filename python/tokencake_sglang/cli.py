@@ -7,8 +7,10 @@ import importlib
 import sys
 
 SUBCOMMANDS = {
+    "calibrate": ("tokencake_sglang.emulator.calibrate:main", "measure a server and write a device profile"),
     "demo-model": ("tokencake_sglang.demo_model:main", "write a small model directory that SGLang can serve"),
     "doctor": ("tokencake_sglang.doctor:main", "check this installation and say how to mend it"),
+    "emulate": ("tokencake_sglang.emulator.cli:main", "compare configurations on a workload in virtual time"),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokencake_sglang import serving
 from tokencake_sglang.core.errors import ConfigError, TokenCakeError
-from tokencake_sglang.server import deployment, options, refuse
+from tokencake_sglang.server import deployment, options, record, refuse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,8 +37,9 @@ def prepare(argv: list[str]) -> Any:
     """
     ours, rest = options.split(argv)
     config = options.config_from_flags(ours)
+    trace = options.recording_from_flags(ours)
     serving.require_ready()
-    serving.load_plugins(config)
+    serving.load_plugins(config, trace)
     from sglang.srt.server_args import prepare_server_args
 
     parsed, given = parse_given(rest)
@@ -51,7 +52,9 @@ def prepare(argv: list[str]) -> Any:
         raise ConfigError(f"SGLang refuses these flags: {error}") from error
     if config is not None:
         refuse.check(server_args)
-    print(serving.notice(config, device, chosen, server_args.url()), flush=True)
+    if trace is not None:
+        record.check(server_args)
+    print(serving.notice(config, device, chosen, server_args.url(), trace), flush=True)
     return server_args
 
 

@@ -16,6 +16,7 @@ from tokencake_sglang.server import deployment, refuse
 from tokencake_sglang.version import SGLANG_VERSION, __version__
 
 ENV_CONFIG = "TOKENCAKE_CONFIG"
+ENV_RECORD = "TOKENCAKE_RECORD"
 OFF = "off"
 
 
@@ -33,10 +34,16 @@ def require_ready() -> None:
     require_patched()
 
 
-def load_plugins(config: TokenCakeConfig | None) -> None:
-    """Put the settings into the environment, load SGLang's plugins, and make sure that ours attached."""
+def load_plugins(config: TokenCakeConfig | None, trace: str | None = None) -> None:
+    """Put the settings into the environment, load SGLang's plugins, and make sure that ours attached.
+
+    `trace` is the absolute path of the trace to record, if any.
+    """
     deployment.check_plugins_variable(os.environ, ["tokencake"])
     os.environ[ENV_CONFIG] = OFF if config is None else config.to_json()
+    os.environ.pop(ENV_RECORD, None)
+    if trace is not None:
+        os.environ[ENV_RECORD] = trace
     from sglang.srt.mem_cache.registry import registered_radix_cache_backends
     from sglang.srt.plugins import load_plugins as load
 
@@ -48,6 +55,12 @@ def load_plugins(config: TokenCakeConfig | None) -> None:
         raise TokenCakeError("TokenCake's cache was not registered with SGLang. Either its plugin failed, and the log"
                              " above says why, or this process has created an engine without TokenCake before: SGLang"
                              " loads plugins once. Run `tokencake doctor`, or use a new process.")
+    if trace is not None:
+        from tokencake_sglang.engine import recorder
+
+        if recorder.registered_path != trace:
+            raise TokenCakeError("TokenCake's recorder was not registered with SGLang; the log above says why. Run"
+                                 " `tokencake doctor`.")
 
 
 def prepare(given: Mapping[str, Any], enabled: bool) -> tuple[str, dict[str, Any]]:
@@ -63,12 +76,15 @@ def prepare(given: Mapping[str, Any], enabled: bool) -> tuple[str, dict[str, Any
     return device, deployment.choose(device, given, enabled)
 
 
-def notice(config: TokenCakeConfig | None, device: str, chosen: Mapping[str, Any], url: str | None) -> str:
+def notice(config: TokenCakeConfig | None, device: str, chosen: Mapping[str, Any], url: str | None,
+           trace: str | None = None) -> str:
     """The block that says what is on."""
     flags = " ".join(deployment.as_flags(chosen)) or "none"
     head = f"TokenCake {__version__} on SGLang {SGLANG_VERSION}, device {device}: "
+    recorded = [f"  recording lengths and times of requests to {trace}"] if trace else []
     if config is None:
-        return f"{head}OFF (stock serving; --enable-tokencake turns it on)\n  SGLang flags chosen: {flags}"
+        off = [f"{head}OFF (stock serving; --enable-tokencake turns it on)", f"  SGLang flags chosen: {flags}"]
+        return "\n".join(off + recorded)
     default = asdict(TokenCakeConfig())
     lines = [f"{head}ON"]
     lines += [f"  {name}: {value!r}{'' if value == default[name] else f'  (default {default[name]!r})'}"
@@ -76,4 +92,4 @@ def notice(config: TokenCakeConfig | None, device: str, chosen: Mapping[str, Any
     lines.append(f"  SGLang flags chosen: {flags}")
     if url:
         lines.append(f"  control API: POST {url}/v1/tokencake/events, GET {url}/v1/tokencake/state")
-    return "\n".join(lines)
+    return "\n".join(lines + recorded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from tokencake_sglang.core.config import TokenCakeConfig
-from tokencake_sglang.server import refuse
+from tokencake_sglang.core.fingerprint import BLOCK, BLOCKS_KEPT, GRAIN, TEMPLATE_TAIL
+from tokencake_sglang.core.recording import SESSIONS_KEPT, Row, Wait
+from tokencake_sglang.engine.trace_file import CSV_COLUMNS, JsonlFormat
+from tokencake_sglang.server import record, refuse
 from tokencake_sglang.server.identity import PATHS
 from tokencake_sglang.server.options import allowed_of, flag_of
 from tokencake_sglang.server.schema import EVENT_KEYS, MAX_EVENT_BYTES, METADATA_KEYS, OUTCOMES
@@ -18,6 +22,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 LAUNCHER = (DOCS / "launcher.md").read_text()
 REFUSED = LAUNCHER.split("## What is refused")[1]
 API = (DOCS / "control-api.md").read_text()
+RECORDING = (DOCS / "recording.md").read_text()
 
 
 def row_of(page: str, first_cell: str) -> str:
@@ -46,8 +51,8 @@ def test_each_refused_variable_and_kind_of_model_is_named_with_its_reason():
 
 
 def test_the_pages_name_no_flag_that_does_not_exist():
-    known = {flag_of(field.name) for field in fields(TokenCakeConfig)} | {"--tokencake-config"}
-    assert set(re.findall(r"--tokencake-[a-z][a-z-]*", LAUNCHER + API)) <= known
+    known = {flag_of(field.name) for field in fields(TokenCakeConfig)} | {"--tokencake-config", record.FLAG}
+    assert set(re.findall(r"--tokencake-[a-z][a-z-]*", LAUNCHER + API + RECORDING)) <= known
 
 
 def test_the_control_page_names_every_key_event_field_outcome_and_route():
@@ -56,3 +61,15 @@ def test_the_control_page_names_every_key_event_field_outcome_and_route():
     assert f"{MAX_EVENT_BYTES:,}" in API
     for reason in ("schema", "unauthorized", "unknown_agent", "conflict", "busy", "disabled", "timeout"):
         assert f"`reason: {reason}`" in API
+
+
+def test_the_recording_page_names_every_column_field_flag_and_bound():
+    row = Row(0, 0, 0, 0, 0, 1, 1, [0], None, 0)
+    fields_written = json.loads(JsonlFormat().start(row) + JsonlFormat().end(Wait()))
+    assert [name for name in (*CSV_COLUMNS.split(","), *fields_written) if f"`{name}`" not in RECORDING] == []
+    assert record.FLAG in RECORDING and all(f"`{ending}`" in RECORDING for ending in record.ENDINGS)
+    for number in (SESSIONS_KEPT, BLOCKS_KEPT):
+        assert f"{number:,}" in RECORDING
+    assert f"each {BLOCK} tokens" in RECORDING and f"multiple of {GRAIN} tokens" in RECORDING
+    assert f"at most {TEMPLATE_TAIL} last tokens" in RECORDING
+    assert f"the last {TEMPLATE_TAIL + GRAIN} tokens or fewer" in RECORDING

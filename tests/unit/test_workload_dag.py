@@ -101,7 +101,7 @@ def test_the_calls_of_one_agent_follow_one_another_and_only_the_last_ends_it(nam
 
 
 def test_the_main_conversation_of_code_writer_runs_through_to_the_last_write() -> None:
-    agents = Counter(call.agent.split("/")[1] for call in one_app("code_writer", "append_tools128").calls)
+    agents = Counter(call.agent for call in one_app("code_writer", "append_tools128").calls)
     assert agents == {
         "architect_1": 14, "programmer_2_validate": 3, "programmer_3_validate": 3, "reviewer_2": 4,
         "reviser_2_validate": 3}

@@ -50,6 +50,7 @@ class ProgramRun:
     children: dict[str, list[CallRun]] = field(default_factory=dict)
     open_calls: int = 0
     known_agents: dict[str, None] = field(default_factory=dict)
+    waiting_agents: dict[str, CallRun] = field(default_factory=dict)  # for other agents, since this call
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,9 @@ class Clients:
 
     def _ready(self, call: CallRun) -> None:
         call.ready_ns = self.clock.now_ns
+        waited_since = call.program.waiting_agents.pop(call.agent_id, None)
+        if waited_since is not None:
+            self._tool_returned(waited_since)
         self._at(self.clock.now_ns + _ns(call.call.delay_s), lambda: self._submit(call))
 
     def _end_program(self, run: ProgramRun) -> None:
@@ -149,6 +153,17 @@ class Clients:
         self.log("submit", call.rid, len(call.prompt))
         fields: dict[str, Any] = {}
         run = call.program
+        if spec.agent:
+            fields.update(self._agent_fields(run, call))
+        if self.configuration.routing_key:
+            fields["routing_key"] = run.program.app_id
+        if self.configuration.priority == "program_age":
+            fields["priority"] = -run.order
+        wanted = spec.max_new_tokens or spec.output_tokens
+        self.server.submit(call.rid, call.prompt, plan_of(call), wanted, **fields)
+
+    def _agent_fields(self, run: ProgramRun, call: CallRun) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
         if self.uses_sessions:
             if call.agent_id not in run.known_agents:
                 self.server.open_session(call.agent_id)
@@ -156,14 +171,9 @@ class Clients:
         run.known_agents[call.agent_id] = None
         if self.tells_stalls:
             fields["agent_metadata"] = {
-                "app_id": run.program.app_id, "agent_id": call.agent_id, "agent_type": spec.agent_type,
-                "node_id": spec.name}
-        if self.configuration.routing_key:
-            fields["routing_key"] = run.program.app_id
-        if self.configuration.priority == "program_age":
-            fields["priority"] = -run.order
-        wanted = spec.max_new_tokens or spec.output_tokens
-        self.server.submit(call.rid, call.prompt, plan_of(call), wanted, **fields)
+                "app_id": run.program.app_id, "agent_id": call.agent_id, "agent_type": call.call.agent_type,
+                "node_id": call.call.name}
+        return fields
 
     def answered(self, rid: str, answer: Answer) -> None:
         """The server finished (or refused) request `rid`."""
@@ -178,13 +188,20 @@ class Clients:
             self._end_call(call)
             return
         self._tell(call, {"event": "stall_started", "kind": tool.kind, "call_id": call.call.name, **_estimate(tool)})
-        self._at(self.clock.now_ns + _ns(tool.duration_s), lambda: self._tool_returned(call))
+        if tool.until_next:
+            call.program.waiting_agents[call.agent_id] = call
+            self._end_call(call)
+        else:
+            self._at(self.clock.now_ns + _ns(tool.duration_s), lambda: self._tool_ended(call))
+
+    def _tool_ended(self, call: CallRun) -> None:
+        self._tool_returned(call)
+        self._end_call(call)
 
     def _tool_returned(self, call: CallRun) -> None:
         self.log("tool", call.rid)
         self.on_tool_end(call)
         self._tell(call, {"event": "stall_finished", "call_id": call.call.name})
-        self._end_call(call)
 
     def _end_call(self, call: CallRun) -> None:
         call.ended_ns = self.clock.now_ns
@@ -201,7 +218,7 @@ class Clients:
     # -- what the server is told ----------------------------------------------------------------------------
 
     def _tell(self, call: CallRun, event: dict[str, Any]) -> None:
-        if self.tells_stalls:
+        if self.tells_stalls and call.call.agent:
             self.server.tell({**event, "agent_id": call.agent_id})
 
     def _end_agent(self, run: ProgramRun, agent_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Watches an emulated run: what each request waited for, what the cache lost, what copies carried. It changes nothing."""
+"""Watches an emulated run: what each request waited for, what the cache lost, what copies carried."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ class Watch:
 
     def _on_pass(self, done: Any) -> None:
         decode = sum(rid in done.decoding for rid in done.rids) if done.decoding else 0
-        self.log("pass", len(done.rids), decode, sum(done.new_tokens), sum(done.prefix_tokens), done.begin_ns, done.end_ns)
+        tokens = sum(done.new_tokens), sum(done.prefix_tokens)
+        self.log("pass", len(done.rids), decode, *tokens, done.begin_ns, done.end_ns)
         waited = done.end_ns - done.begin_ns - done.duration_ns
         if decode == len(done.rids):
             if waited:

@@ -68,7 +68,7 @@ class KvOracle:
 
 
 class Copy:
-    """KV on its way between the tiers. A source that changes while it is read arrives as nothing that anyone expects."""
+    """KV on its way between the tiers. A source that changes while it is read arrives as nothing useful."""
 
     def __init__(self, oracle: KvOracle, direction: str, layers: range, source: np.ndarray, target: np.ndarray) -> None:
         self._from, self._to = (oracle.device, oracle.host) if direction == "d2h" else (oracle.host, oracle.device)

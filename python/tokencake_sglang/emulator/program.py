@@ -30,11 +30,15 @@ Part = Text | Output
 
 @dataclass(frozen=True)
 class ToolCall:
-    """The wait after an LLM call. `forecast_s` is what the client tells the server beforehand (None: nothing)."""
+    """The wait after an LLM call. `forecast_s` is what the client tells the server beforehand (None: nothing).
+
+    `until_next`: the wait ends when the agent's next call can start (it waits for other agents), not by itself.
+    """
 
     kind: str
     duration_s: float
     forecast_s: float | None = None
+    until_next: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ BREAKDOWN = ("queue_s", "prefill_s", "recomputed_prefill_s", "upload_wait_s", "d
 
 
 def result_document(session: Any, real: dict[str, float], fingerprint: str) -> dict[str, Any]:
-    critical_path_s = lambda program, profile: 0.0
+    from tokencake_sglang.emulator.workloads.critical_path import critical_path_s
+
     server, spec = session.server, session.spec
     times = session.watch.times
     end_s = server.clock.elapsed_s()

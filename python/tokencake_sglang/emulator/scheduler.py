@@ -19,7 +19,7 @@ def scheduler_class(server: Any) -> type[Scheduler]:
 
     class Receiver(MemoryReceiver):
         __slots__ = ()
-        pull = staticmethod(server.pull)
+        pull = staticmethod(lambda: server.pull())
 
     class EmulatedScheduler(Scheduler):
         def init_ipc_channels(self, port_args: Any) -> None:

@@ -8,9 +8,7 @@ modules are replaced. A process can hold one emulated server.
 from __future__ import annotations
 
 import json
-import logging
 import os
-import time as real_time
 from array import array
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +23,6 @@ from tokencake_sglang.emulator.oracle import KvOracle
 from tokencake_sglang.emulator.tokens import OutputPlan
 
 EMULATED_LAYERS = 2
-logger = logging.getLogger(__name__)
 
 
 class EmulationStuckError(RuntimeError):
@@ -151,6 +148,10 @@ class EmulatedServer:
         time_shim.refresh(self.time)
         self.scheduler.run_event_loop()
 
+    def forward(self, worker: Any, batch: Any) -> Any:
+        """A forward pass, on behalf of the model worker."""
+        return worker.emulated_pass(batch)
+
     def charge_host_step(self) -> None:
         """The scheduler's own time for one batch, before it is launched."""
         self.clock.advance_to(self.clock.now_ns + self._host_step_ns)
@@ -182,21 +183,10 @@ class EmulatedServer:
         else:
             waiting = len(self.scheduler.waiting_queue)
             raise EmulationStuckError(
-                f"The emulated server stopped at {self.clock.elapsed_s():.3f} s of virtual time: {waiting} requests wait,"
+                f"The emulated server stopped at {self.clock.elapsed_s():.3f} virtual s: {waiting} requests wait,"
                 " none runs, and no arrival, tool return or copy is outstanding.")
 
     def _extension_wakes(self) -> list[int]:
         """When scheduler extensions want to be called on an idle server (a real one's loop never stops)."""
         times = [getattr(extension, "next_wake_s", None) for extension in self.scheduler.extensions]
         return [int(t * SECOND) + 1 for t in times if t is not None]
-
-    def state_bytes(self) -> int:
-        """Peak resident memory of this process in bytes."""
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def process_seconds() -> tuple[float, float]:
-    """Real wall and CPU seconds of this process so far."""
-    return real_time.perf_counter(), real_time.process_time()

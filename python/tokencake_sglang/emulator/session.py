@@ -11,6 +11,7 @@ from typing import Any
 from tokencake_sglang.emulator import bounds
 from tokencake_sglang.emulator.clients import CallRun, Clients
 from tokencake_sglang.emulator.clock import SECOND, START_NS
+from tokencake_sglang.emulator.cost_meter import CostMeter
 from tokencake_sglang.emulator.observe import Watch
 from tokencake_sglang.emulator.program import Workload
 from tokencake_sglang.emulator.result import result_document
@@ -56,6 +57,8 @@ class Session:
         server.is_done = self.clients.is_done
         self.clients.on_finish = self._finished
         self.clients.on_tool_end = lambda call: self.samples.stalled.pop(call.agent_id, None)
+        self.meter = CostMeter(START_NS + round(spec.measure_from_s * SECOND))
+        self.meter.attach(server)
         if workload.horizon_s is not None:
             server.stop_at_ns = START_NS + round(workload.horizon_s * SECOND)
         self._progress, self._progress_at = progress, 0.0
@@ -69,6 +72,7 @@ class Session:
         wall, cpu = time.perf_counter(), time.process_time()
         self.server.run()
         real = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+        real |= self.meter.report()
         self.watch.close()
         return result_document(self, real, self.events.close())
 

@@ -41,7 +41,10 @@ class Configuration:
 @dataclass(frozen=True)
 class RunSpec:
     """One run. `pool_tokens`: device KV pool (None: the profile's). `profile`: an id of the shipped profiles or a
-    path of a profile file. `step_overhead_s` None: the profile's."""
+    path of a profile file (`profile.load_profile`). `overlap`: SGLang's overlap loop (its default) or the normal
+    one. `oracle`: check every KV read. `event_log`: path of the log of all events. `samples`: KV samples, at least
+    that many and at most twice. `measure_from_s`: real step times are measured from this virtual second on.
+    """
 
     workload: WorkloadSpec
     configuration: Configuration
@@ -52,6 +55,7 @@ class RunSpec:
     oracle: bool = True
     event_log: str = ""
     samples: int = 200
+    measure_from_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -16,7 +16,7 @@ from sglang.srt.managers.utils import GenerationBatchResult
 
 from tokencake_sglang.emulator.clock import SECOND
 from tokencake_sglang.emulator.device import EmulatedDevice, VirtualEvent, VirtualStream
-from tokencake_sglang.emulator.oracle import KvOracle, TokenChain
+from tokencake_sglang.emulator.oracle import TokenChain
 from tokencake_sglang.emulator.tokens import OutputPlan
 
 DECODE_CHECK_EVERY = 32  # decode passes between two full checks of a request's KV; the first is always checked
@@ -61,6 +61,10 @@ class EmulatedWorker(TpModelWorker):
     emulation: Any = None
 
     def forward_batch_generation(self, batch: Any, *args: Any, **kwargs: Any) -> GenerationBatchResult:
+        return self.emulation.forward(self, batch)
+
+    def emulated_pass(self, batch: Any) -> GenerationBatchResult:
+        """Charge the pass, schedule what it reads and writes, and return the planned tokens."""
         em = self.emulation
         em.charge_host_step()
         self.set_hicache_consumer(batch.hicache_consumer_index)

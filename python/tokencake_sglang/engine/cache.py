@@ -38,6 +38,8 @@ class TokenCakeHiRadixCache(HiRadixCache):
         self.on_request_ended: Callable[[str, str], None] = lambda key, rid: None
         self._inserting = ANONYMOUS
         self._match_met_load = False
+        self._step = 0
+        self._last_free_step = -1
         self.uploading: set[int] = set()  # ids of nodes whose load was started outside a batch
         self._started_early: set[int] = set()  # end nodes of loads queued by a batch but started outside one
         super().__init__(params, server_args)
@@ -61,6 +63,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
 
     def cache_unfinished_req(self, req: Any, *args: Any, **kwargs: Any) -> None:
         waited_for, met_load = req.last_node, self._match_met_load
+        self._last_free_step = self._step
         self._inserting = agent_key(req)
         try:
             super().cache_unfinished_req(req, *args, **kwargs)
@@ -73,6 +76,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
             self.cache_controller.ack_load_queue[-1].finish_event.synchronize()
 
     def cache_finished_req(self, req: Any, *args: Any, **kwargs: Any) -> None:
+        self._last_free_step = self._step
         self._inserting = agent_key(req)
         try:
             super().cache_finished_req(req, *args, **kwargs)
@@ -92,6 +96,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
     # -- the step, and loads outside a batch ----------------------------------------------------------------
 
     def check_hicache_events(self) -> None:
+        self._step += 1
         super().check_hicache_events()
         self.on_step()
 
@@ -120,6 +125,10 @@ class TokenCakeHiRadixCache(HiRadixCache):
         for operation in self.cache_controller.load_queue:
             self._started_early.update(i for i in operation.node_ids if i != end.id)
         self.cache_controller.start_loading()
+
+    def freed_under_pass(self) -> bool:
+        """Whether the results handled last freed slots while the pass launched before that may still use them."""
+        return self._last_free_step >= self._step - 1
 
     def loads_in_flight(self) -> int:
         """Loads started and not yet acknowledged on all ranks (equal on every rank)."""

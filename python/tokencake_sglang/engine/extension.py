@@ -13,6 +13,7 @@ from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.controller import Controller
 from tokencake_sglang.core.types import AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
+from tokencake_sglang.engine.copy_fence import fence_copies
 from tokencake_sglang.engine.decision_log import DecisionLog
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, TokenCakeTickReq
 from tokencake_sglang.engine.moves import KvMover
@@ -25,6 +26,8 @@ class TokenCakeExtension(SchedulerExtension):
         verify_cache(scheduler.tree_cache)
         self.config = config
         self.cache: TokenCakeHiRadixCache = scheduler.tree_cache
+        if scheduler.enable_overlap:
+            fence_copies(self.cache.cache_controller, scheduler.forward_stream, self.cache.freed_under_pass)
         self.mover = KvMover(self.cache, scheduler)
         self.controller = Controller(config, self.mover)
         self.cache.on_step = self.controller.step
@@ -43,12 +46,17 @@ class TokenCakeExtension(SchedulerExtension):
 
     def extend_received(self, recv_reqs: list[Any]) -> list[Any]:
         """Rank 0: put the time before the messages of this step when there are any, or when an agent is due."""
-        now, wake = time.monotonic(), self.controller.next_wake
-        is_due = wake is not None and now >= max(wake, self._last_tick + self.config.tick_interval_s)
-        if not recv_reqs and not is_due:
+        now, wake = time.monotonic(), self.next_wake_s
+        if not recv_reqs and (wake is None or now < wake):
             return recv_reqs
         self._last_tick = now
         return [TokenCakeTickReq(now=now), *recv_reqs]
+
+    @property
+    def next_wake_s(self) -> float | None:
+        """When (rank 0's monotonic clock, seconds) a tick is wanted for the sake of a due agent; None: not at all."""
+        wake = self.controller.next_wake
+        return None if wake is None else max(wake, self._last_tick + self.config.tick_interval_s)
 
     def on_request_added(self, req: Any) -> None:
         identity = AgentIdentity.from_metadata(req.agent_metadata)

@@ -1,7 +1,8 @@
 """Entry point `sglang.srt.plugins`: attaches TokenCake in every SGLang process, or does nothing.
 
 `TOKENCAKE_CONFIG` (set by the launcher, inherited by SGLang's processes) holds the settings as JSON; unset
-means that nothing is touched; "off" means that only the control routes exist, and answer 503.
+means that nothing is touched; "off" means that only the control routes exist, and answer 503. `TOKENCAKE_RECORD` beside
+it, in either case, names the trace to which requests are recorded.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 from typing import Any
 
 CONFIG_ENV = "TOKENCAKE_CONFIG"
+RECORD_ENV = "TOKENCAKE_RECORD"
 OFF = "off"
 BACKEND = "tokencake"
 
@@ -23,6 +25,7 @@ def register() -> None:
 
     if text == OFF:
         install_http(None)
+        _register_recorder()
         return
     config = TokenCakeConfig.from_json(text)
     from tokencake_sglang.engine.ipc import register_ipc_types
@@ -30,6 +33,7 @@ def register() -> None:
     register_ipc_types()
     _register_backend(config)
     _register_extension(config)
+    _register_recorder()
     install_http(config)
 
 
@@ -57,3 +61,11 @@ def _register_extension(config: Any) -> None:
         return TokenCakeExtension(scheduler, config)
 
     register_scheduler_extension(build)
+
+
+def _register_recorder() -> None:
+    path = os.environ.get(RECORD_ENV)
+    if path:
+        from tokencake_sglang.engine import recorder
+
+        recorder.register(path)

@@ -13,6 +13,7 @@ from typing import Any
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.errors import ConfigError
+from tokencake_sglang.server import record
 
 PREFIX = "--tokencake-"
 PROGRAM = "python -m tokencake_sglang.launch_server"
@@ -39,6 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
                        " served as it is, and the control routes answer 503.")
     group.add_argument("--tokencake-config", metavar="FILE", help="Settings from a JSON or YAML file (by its ending):"
                        " an object of setting names and values. Flags win over the file.")
+    group.add_argument(record.FLAG, "--record", dest="record", metavar="FILE", help="Record the requests of this"
+                       " server as a trace that the emulator replays: lengths, times and prefix blocks, no token and no"
+                       " text. FILE is new and ends in .csv (TraceLab's layout) or .jsonl (Mooncake's). Works with and"
+                       " without --enable-tokencake.")
     for f in fields(TokenCakeConfig):
         text = f"{f.metadata['help']} Allowed: {allowed_of(f)}; default {f.default!r}."
         group.add_argument(flag_of(f.name), dest="set_" + f.name, metavar=type(f.default).__name__.upper(),
@@ -53,10 +58,15 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     ours, rest = parser.parse_known_args(argv)
     for word in rest:
         if word.startswith((PREFIX, "--enable-tokencake")):
-            names = ", ".join(["--tokencake-config", *(flag_of(f.name) for f in fields(TokenCakeConfig))])
+            names = ", ".join(["--tokencake-config", record.FLAG, *(flag_of(f.name) for f in fields(TokenCakeConfig))])
             raise ConfigError(f"unknown flag {word.split('=')[0]}; TokenCake's flags are --enable-tokencake, {names}."
                               " Remove it or correct its name.")
     return ours, rest
+
+
+def recording_from_flags(ours: argparse.Namespace) -> str | None:
+    """The absolute path of the trace to write, or None. ConfigError when it cannot be written."""
+    return None if ours.record is None else record.check_path(ours.record)
 
 
 def config_from_flags(ours: argparse.Namespace) -> TokenCakeConfig | None:
@@ -78,11 +88,16 @@ def config_from(values: dict[str, Any]) -> TokenCakeConfig:
 
 
 def load_file(path: str) -> dict[str, Any]:
-    """An object of names and values from a .json, .yaml or .yml file."""
+    """An object of setting names and values from a .json, .yaml or .yml file."""
+    return {name.replace("-", "_"): value for name, value in read_object(path, "--tokencake-config").items()}
+
+
+def read_object(path: str, flag: str) -> dict[str, Any]:
+    """An object of names and values from a .json, .yaml or .yml file that was given with `flag`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--tokencake-config {path} cannot be read: {error}. Give a readable file.") from None
+        raise ConfigError(f"{flag} {path} cannot be read: {error}. Give a readable file.") from None
     ending = Path(path).suffix.lower()
     try:
         if ending == ".json":
@@ -90,16 +105,16 @@ def load_file(path: str) -> dict[str, Any]:
         elif ending in (".yaml", ".yml"):
             values = _yaml(text)
         else:
-            raise ConfigError(f"--tokencake-config {path} ends in {ending!r}; allowed: .json, .yaml, .yml. Rename it.")
+            raise ConfigError(f"{flag} {path} ends in {ending!r}; allowed: .json, .yaml, .yml. Rename it.")
     except (ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         line = " ".join(str(error).split())
-        raise ConfigError(f"--tokencake-config {path} is not valid {ending[1:]}: {line}. Correct the file.") from None
+        raise ConfigError(f"{flag} {path} is not valid {ending[1:]}: {line}. Correct the file.") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"--tokencake-config {path} holds a {type(values).__name__}; allowed: an object of setting"
-                          " names and values. Correct the file.")
-    return {str(name).replace("-", "_"): value for name, value in values.items()}
+        raise ConfigError(f"{flag} {path} holds a {type(values).__name__}; allowed: an object of names and values."
+                          " Correct the file.")
+    return {str(name): value for name, value in values.items()}
 
 
 def _yaml(text: str) -> Any:

@@ -13,8 +13,11 @@ from typing import Any
 
 from tokencake_sglang.emulator.program import Workload
 from tokencake_sglang.emulator.spec import WorkloadSpec
-from tokencake_sglang.emulator.workloads import dag
+from tokencake_sglang.emulator.workloads import chat, coding_sessions, crowd, dag, mix, mooncake, tracelab
 from tokencake_sglang.emulator.workloads.parameters import Parameter, resolve
+from tokencake_sglang.emulator.workloads.summary import describe
+
+__all__ = ["build", "describe", "names", "parameters"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,12 @@ BUILDERS: dict[str, Builder] = {
     "code_writer": Builder(dag.parameters("append_tools128"), partial(dag.build, "code_writer")),
     "deep_research": Builder(dag.parameters("artifact"), partial(dag.build, "deep_research")),
     "dag": Builder(dag.parameters(None), partial(dag.build, "dag")),
+    "coding_sessions": Builder(coding_sessions.parameters(), coding_sessions.build),
+    "mooncake": Builder(mooncake.parameters(), mooncake.build),
+    "tracelab": Builder(tracelab.parameters(), tracelab.build),
+    "chat": Builder(chat.parameters(), chat.build),
+    "crowd": Builder(crowd.parameters(), crowd.build),
+    "mix": Builder(mix.parameters(), lambda seed, values: mix.build(build, seed, values)),
 }
 
 

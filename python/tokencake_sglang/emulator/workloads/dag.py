@@ -182,7 +182,7 @@ def _calls(graph: Graph, app_id: str, seed: str, values: Mapping[str, Any]) -> t
     last = {agent: name for name, agent in agents.items()}
     return tuple(
         Call(
-            name=name, agent=f"{app_id}/{agents[name]}", agent_type=node["agent_type"],
+            name=name, agent=agents[name], agent_type=node["agent_type"],
             prompt=tuple(part for _, part in prompts[name]), output_tokens=node["max_new_tokens"][graph.budget],
             after=tuple(parent for parent, _ in graph.parents[name]), tool=_tool(node, rng, values),
             critical=node["critical"], last_of_agent=last[agents[name]] == name)

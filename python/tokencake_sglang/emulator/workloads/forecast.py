@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from statistics import NormalDist
 from typing import Any
 
 from tokencake_sglang.emulator.workloads.parameters import Parameter
@@ -59,6 +60,4 @@ def forecast_s(
 
 def standard_normal(uniform: float) -> float:
     """The standard normal quantile of `uniform`, a number in [0, 1)."""
-    from statistics import NormalDist
-
     return NormalDist().inv_cdf(max(uniform, 1e-12))

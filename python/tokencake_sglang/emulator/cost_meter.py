@@ -1,0 +1,82 @@
+"""Real time of the scheduler's steps, split into SGLang's share, TokenCake's and the emulator's own.
+
+Calls are timed exclusively: what a call of one share spends inside a call of another counts for that other. The
+figures are the only part of a result that differs from run to run.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+SGLANG, TOKENCAKE, EMULATOR = "sglang", "tokencake", "emulator"
+CACHE_HOOKS = ("on_step", "on_request_ended", "on_node_inserted", "on_node_split", "on_node_removed")
+
+
+class CostMeter:
+    """`attach` wraps the calls between the shares of one server. A step is an iteration that ran a batch."""
+
+    def __init__(self, measure_from_ns: int) -> None:
+        self._from_ns = measure_from_ns
+        self._spent = dict.fromkeys((SGLANG, TOKENCAKE, EMULATOR), 0)
+        self._owner, self._since = SGLANG, time.perf_counter_ns()
+        self.steps: list[dict[str, int]] = []
+        self._had_pass = False
+
+    def attach(self, server: Any) -> None:
+        self._server = server
+        self._wrap(server, "pull", EMULATOR, before=self._step_began)
+        self._wrap(server, "forward", EMULATOR, before=self._pass_began)
+        self._wrap(server.clock, "advance_to", EMULATOR)
+        self._wrap(server, "on_output", EMULATOR)
+        self._wrap(server, "on_request_added", EMULATOR)
+        for extension in server.scheduler.extensions:
+            if not hasattr(extension, "controller"):
+                continue
+            self._wrap(extension, "extend_received", TOKENCAKE)
+            self._wrap(extension, "on_request_added", TOKENCAKE)
+            self._wrap(extension.controller, "event", TOKENCAKE)
+            self._wrap(extension.controller, "tick", TOKENCAKE)
+            for hook in CACHE_HOOKS:
+                self._wrap(extension.cache, hook, TOKENCAKE)
+            self._wrap(extension.cache.eviction_strategy, "get_priority", TOKENCAKE)
+
+    def _wrap(self, owner: Any, name: str, share: str, before: Any = None) -> None:
+        method = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            previous = self._enter(share)
+            if before is not None:
+                before()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self._enter(previous)
+
+        setattr(owner, name, timed)
+
+    def _enter(self, share: str) -> str:
+        now = time.perf_counter_ns()
+        self._spent[self._owner] += now - self._since
+        previous, self._owner, self._since = self._owner, share, now
+        return previous
+
+    def _pass_began(self) -> None:
+        self._had_pass = True
+
+    def _step_began(self) -> None:
+        """The end of one iteration and the begin of the next."""
+        if self._had_pass and self._server.clock.now_ns >= self._from_ns:
+            self.steps.append(dict(self._spent))
+        self._spent = dict.fromkeys(self._spent, 0)
+        self._had_pass = False
+
+    def report(self) -> dict[str, float]:
+        """Mean and median microseconds a step, per share, and the number of steps measured."""
+        values: dict[str, float] = {"steps_measured": len(self.steps)}
+        for share in (SGLANG, TOKENCAKE, EMULATOR):
+            ordered = sorted(step[share] for step in self.steps)
+            values[f"step_us_{share}"] = sum(ordered) / len(ordered) / 1e3 if ordered else 0.0
+            values[f"step_us_{share}_p50"] = ordered[len(ordered) // 2] / 1e3 if ordered else 0.0
+            values[f"step_us_{share}_p99"] = ordered[len(ordered) * 99 // 100] / 1e3 if ordered else 0.0
+        return values
