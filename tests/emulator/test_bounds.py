@@ -92,6 +92,7 @@ def test_a_configuration_runs_to_the_end_with_the_output_of_stock(jobs, name):
         assert counts[same] == stock[same]
     assert (counts["truncated"], counts["aborted"], counts["kv_bad_tokens"]) == (0, 0, 0)
     assert counts["kv_checked_tokens"] > 0
+    assert counts["evictions"] > 0
 
 
 def test_a_gate_of_one_runs_programs_one_after_the_other(jobs):
