@@ -9,10 +9,10 @@ import pytest
 
 from tokencake_sglang.core.recording import Recording
 from tokencake_sglang.core.types import AgentIdentity
+from tokencake_sglang.emulator import workloads
 from tokencake_sglang.emulator.spec import WorkloadSpec
 from tokencake_sglang.engine.trace_file import TraceFile
 
-workloads = pytest.importorskip("tokencake_sglang.emulator.workloads")
 AGENTS, TURNS, WAIT_S = 3, 4, 9.5
 
 

@@ -18,7 +18,7 @@ class VirtualClock:
     def __init__(self) -> None:
         self.now_ns = START_NS
         self._events: list[tuple[int, int, Callable[[], None]]] = []
-        self._wakes: list[int] = []
+        self._wakes: list[tuple[int, int]] = []  # time and number of the events that an idle server stops for
         self._registered = 0
 
     def read(self) -> int:
@@ -34,22 +34,22 @@ class VirtualClock:
         self._registered += 1
         heapq.heappush(self._events, (int(time_ns), self._registered, event))
         if wakes:
-            heapq.heappush(self._wakes, int(time_ns))
+            heapq.heappush(self._wakes, (int(time_ns), self._registered))
 
     def after(self, delay_ns: float, event: Callable[[], None]) -> None:
         self.at(self.now_ns + int(delay_ns), event)
 
     def next_wake_ns(self) -> int | None:
-        """When the next event that an idle server must stop for is due; events of the past do not count."""
-        while self._wakes and self._wakes[0] < self.now_ns:
-            heapq.heappop(self._wakes)
-        return self._wakes[0] if self._wakes else None
+        """When the next event that an idle server must stop for is due; None when there is none left."""
+        return self._wakes[0][0] if self._wakes else None
 
     def advance_to(self, time_ns: int) -> None:
         time_ns = int(time_ns)
         while self._events and self._events[0][0] <= time_ns:
-            due, _, event = heapq.heappop(self._events)
+            due, number, event = heapq.heappop(self._events)
             self.now_ns = max(self.now_ns, due)
+            if self._wakes and self._wakes[0][1] == number:  # both heaps have one order
+                heapq.heappop(self._wakes)
             event()
         self.now_ns = max(self.now_ns, time_ns)
 

@@ -85,7 +85,7 @@ def _program(
         calls.append(Call(
             f"call-{index:04d}", "session" if in_session else "", str(line.values.get("agent_type") or "request"),
             _prompt(line, trace), line.whole("output_length", low=1), (calls[-1].name,) if calls else (),
-            ToolCall("tool", wait_s, told) if wait_s > 0 else None,
+            ToolCall(line.values.get("tool_kind") or "tool", wait_s, told) if wait_s > 0 else None,
             last_of_agent=in_session and line is group[-1],
             max_new_tokens=traces.max_new_tokens(line.whole("output_length"), values)))
     return Program(app_id, tuple(calls), time.arrival_s, time.lane)
