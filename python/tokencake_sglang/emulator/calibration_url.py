@@ -19,12 +19,12 @@ from typing import Any
 
 from tokencake_sglang.core.errors import TokenCakeError
 from tokencake_sglang.emulator.calibration_grid import Facts, Measured
-from tokencake_sglang.emulator.fit import CopyPoint, DecodePoint, PrefillPoint, typical
+from tokencake_sglang.emulator.fit import HOLD_OUT_EVERY, CopyPoint, DecodePoint, PrefillPoint, typical
 
 TIMEOUT_S = 600
 OVERHEAD_REPEATS = 5
 MOST_OVERHEAD = 0.8  # of a time to first token that is taken off at most
-LOAD_TOKENS = (256, 512, 1024, 2048, 4096)
+LOAD_TOKENS = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 LOAD_SHARE = 8  # a load-back takes at most this part of the pool
 
 
@@ -113,7 +113,9 @@ class UrlServer:
                   for (batch, _), found in self.decodes.items() if found]
         assumed = ["step_overhead_s is 0: the host's time per step is inside the coefficients"]
         copies = self.load_backs() if self.hicache else []
-        if copies:
+        if len(copies) < HOLD_OUT_EVERY:
+            copies = []
+        else:
             assumed.append("d2h copies take as long as h2d ones: a client cannot see them")
             copies += [CopyPoint("d2h", point.tokens, point.runs, point.seconds) for point in copies]
         return Measured(self.facts, "url", prefill, decode, copies, request_overhead_s=overhead, assumed=assumed)
