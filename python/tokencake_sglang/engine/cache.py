@@ -28,13 +28,15 @@ class TokenCakeHiRadixCache(HiRadixCache):
     """Adds to HiRadixCache: owner tags, eviction classes, uploads that later batches wait for, a step call.
 
     `on_step` runs once per scheduler iteration after SGLang has collected the finished copies and before the
-    next batch is built; `on_request_ended(key, rid)` when a request has left the device; `on_reset` after a flush.
+    next batch is built; `on_backups_landed` when nodes that a copy to the host had locked are free again;
+    `on_request_ended(key, rid)` when a request has left the device; `on_reset` after a flush.
     """
 
     def __init__(self, params: Any, server_args: Any, config: TokenCakeConfig) -> None:
         self.owners = OwnerIndex()
         self.on_step: Callable[[], None] = lambda: None
         self.on_reset: Callable[[], None] = lambda: None
+        self.on_backups_landed: Callable[[], None] = lambda: None
         self.on_request_ended: Callable[[str, str], None] = lambda key, rid: None
         self._inserting = ANONYMOUS
         self._match_met_load = False
@@ -97,7 +99,10 @@ class TokenCakeHiRadixCache(HiRadixCache):
 
     def check_hicache_events(self) -> None:
         self._step += 1
+        pending = len(self.ongoing_write_through)
         super().check_hicache_events()
+        if len(self.ongoing_write_through) < pending:
+            self.on_backups_landed()
         self.on_step()
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:

@@ -24,6 +24,7 @@ from tokencake_sglang.engine.verify import verify_cache, verify_scheduler
 class TokenCakeExtension(SchedulerExtension):
     def __init__(self, scheduler: Any, config: TokenCakeConfig) -> None:
         verify_cache(scheduler.tree_cache)
+        self.scheduler = scheduler
         self.config = config
         self.cache: TokenCakeHiRadixCache = scheduler.tree_cache
         if scheduler.enable_overlap:
@@ -33,6 +34,7 @@ class TokenCakeExtension(SchedulerExtension):
         self.cache.on_step = self.controller.step
         self.cache.on_request_ended = self.controller.request_ended
         self.cache.on_reset = self._on_reset
+        self.cache.on_backups_landed = self._try_admission_again
         if config.decision_log:
             self.controller.observe = DecisionLog(config.decision_log, scheduler.ps.tp_rank)
         self._last_tick = 0.0
@@ -75,6 +77,11 @@ class TokenCakeExtension(SchedulerExtension):
             status, body = reply.status, reply_body(reply.status, reply.result, reply.message)
         return TokenCakeControlReqOutput(
             http_worker_ipc=req.http_worker_ipc, control_id=req.control_id, status=status, body=json.dumps(body))
+
+    def _try_admission_again(self) -> None:
+        """Memory has become evictable. SGLang tries no admission after a failed one until a request ends, and the
+        last one may have failed while the memory of the request that had just ended was locked by its backup."""
+        self.scheduler.running_batch.batch_is_full = False
 
     def _on_reset(self) -> None:
         self.mover.reset()
