@@ -52,13 +52,14 @@ def run_workload(spec: RunSpec, workload: Workload, profile: Any,
 
 def context_length(workload: Workload) -> int:
     """The longest request of the workload, in tokens, with a margin."""
-    from tokencake_sglang.emulator.lengths import prompt_tokens
+    from tokencake_sglang.emulator.workloads.parts import output_lengths, prompt_tokens
 
     longest = 0
     for program in workload.programs:
-        lengths = prompt_tokens(program)
+        outputs = output_lengths(program)
         for call in program.calls:
-            longest = max(longest, lengths[call.name] + max(call.output_tokens, call.max_new_tokens or 0))
+            asked = max(call.output_tokens, call.max_new_tokens or 0)
+            longest = max(longest, prompt_tokens(call.prompt, outputs) + asked)
     return longest + CONTEXT_MARGIN
 
 
