@@ -69,7 +69,7 @@ def server_args(spec: RunSpec, profile: Any, model: str) -> dict[str, Any]:
     ratio = configuration.host_ratio if configuration.host_ratio is not None else spec.host_ratio
     values: dict[str, Any] = dict(
         model_path=model, load_format="dummy", device="cpu", dtype="float32", skip_tokenizer_init=True,
-        mem_fraction_static=0.1, max_total_tokens=spec.pool_tokens or profile.pool_tokens,
+        mem_fraction_static=0.9, max_total_tokens=spec.pool_tokens or profile.pool_tokens,
         chunked_prefill_size=chunked_prefill_size(profile), disable_overlap_schedule=not spec.overlap,
         stream_interval=1_000_000, log_level="error", random_seed=1, watchdog_timeout=1_000_000.0)
     values.update(configuration.server_args)

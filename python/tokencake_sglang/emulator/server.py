@@ -24,6 +24,7 @@ from tokencake_sglang.emulator.oracle import KvOracle
 from tokencake_sglang.emulator.tokens import OutputPlan
 
 EMULATED_LAYERS = 2
+MAX_IDLE_TICKS = 5_000  # ticks in a row of scheduler extensions, while nothing else is left to happen
 
 
 class EmulationStuckError(RuntimeError):
@@ -51,6 +52,7 @@ class EmulatedServer:
         self.stop_at_ns: int | None = None
         self.steps = 0
         self.stuck_rounds = 0
+        self._idle_ticks = 0
         self._inbox: list[Any] = []
         self._told = 0
         self._host_step_ns = int(profile.step_overhead_s * SECOND)
@@ -84,6 +86,7 @@ class EmulatedServer:
         args = ServerArgs(**server_args)
         publish(args, role="scheduler")
         scheduler = scheduler_class(self)(args, PortArgs.init_new(args), 0, 0, 0, 0, 0, 0, None)
+        _check_pool(scheduler.max_total_num_tokens, args)
         host = getattr(scheduler.tree_cache, "token_to_kv_pool_host", None)
         if oracle:
             slots = scheduler.token_to_kv_pool_allocator.get_kvcache().k_buffer[0].shape[0]
@@ -168,7 +171,7 @@ class EmulatedServer:
         elif not busy:
             self._idle()
         else:
-            self.stuck_rounds = 0
+            self.stuck_rounds = self._idle_ticks = 0
         messages, self._inbox = self._inbox, []
         return messages
 
@@ -177,10 +180,12 @@ class EmulatedServer:
         self.stuck_rounds += 1
         if self.stuck_rounds < 2:
             return
-        wakes = [t for t in (self.clock.next_wake_ns(), self.stop_at_ns, *self._extension_wakes()) if t is not None]
+        own = [t for t in (self.clock.next_wake_ns(), self.stop_at_ns) if t is not None]
+        wakes = own + self._extension_wakes()
+        self._idle_ticks = 0 if own else self._idle_ticks + 1
         if self.is_done():
             self.scheduler.gracefully_exit = True
-        elif wakes:
+        elif wakes and self._idle_ticks <= MAX_IDLE_TICKS:
             self.clock.advance_to(max(min(wakes), self.clock.now_ns))
         else:
             waiting = len(self.scheduler.waiting_queue)
@@ -192,3 +197,12 @@ class EmulatedServer:
         """When scheduler extensions want to be called on an idle server (a real one's loop never stops)."""
         times = [getattr(extension, "next_wake_s", None) for extension in self.scheduler.extensions]
         return [int(t * SECOND) + 1 for t in times if t is not None]
+
+
+def _check_pool(found: int, args: Any) -> None:
+    """SGLang makes the pool smaller where this machine's memory is short: that would be another experiment."""
+    asked = (args.max_total_tokens or 0) // args.page_size * args.page_size
+    if found < asked:
+        raise MemoryError(
+            f"The emulated server has {found} KV slots instead of {asked}: this machine has too little free memory."
+            " Use a smaller pool, or end other programs.")
