@@ -141,6 +141,8 @@ class Watch:
     def finished(self, call: CallRun) -> None:
         """The clients got the answer of `call`."""
         generation = self.server.generations.pop(call.rid)
+        if call.answer.finish == "abort":  # SGLang refused it: its prompt was not computed
+            return
         self.computed.add(generation.prints(len(call.prompt) + len(call.output)))
 
     # -- the cache ------------------------------------------------------------------------------------------

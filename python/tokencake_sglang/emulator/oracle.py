@@ -8,9 +8,12 @@ a slot that was reused too early and a load that was not finished are seen, whic
 from __future__ import annotations
 
 from array import array
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 UNWRITTEN = 0
 GROW = 4096

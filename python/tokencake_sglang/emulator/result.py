@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import resource
 from typing import Any
@@ -30,12 +31,22 @@ def result_document(session: Any, real: dict[str, float], fingerprint: str) -> d
     return {
         "schema": SCHEMA, "spec": spec.to_dict(), "profile": server.profile.to_dict(), "pool_tokens": pool,
         "host_tokens": host.size if host is not None else 0, "virtual_s": end_s, "steps": server.steps,
-        "event_log_sha256": fingerprint, "apps": apps, "calls": calls, "counts": _counts(session, apps, calls),
+        "event_log_sha256": fingerprint,
+        "output_sha256": _output_sha256(session.clients.by_rid), "apps": apps, "calls": calls,
+        "counts": _counts(session, apps, calls),
         "latency": _latency(apps, end_s), "residency": _residency(session, calls),
         "utilisation": _utilisation(session.samples.samples, pool), "kv_samples": session.samples.samples,
         "first_bad_read": server.oracle.first_bad if server.oracle else "",
         "real": {**real, "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024},
     }
+
+
+def _output_sha256(calls: dict[str, CallRun]) -> str:
+    """Of every request's id and output tokens: equal in all configurations that complete the same requests."""
+    digest = hashlib.sha256()
+    for rid in sorted(calls):
+        digest.update(f"{rid} {calls[rid].output.tolist()}\n".encode())
+    return digest.hexdigest()
 
 
 def _s(time_ns: int | None) -> float | None:

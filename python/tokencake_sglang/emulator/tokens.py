@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -37,6 +38,14 @@ class OutputPlan:
         self.length = length
         tokens = text_tokens("output:" + key, length)
         self.tokens = tokens[:-1] + array("q", [EOS]) if ends_by_eos else tokens
+
+    @classmethod
+    def of(cls, tokens: Iterable[int]) -> OutputPlan:
+        """A plan of exactly these tokens, such as a real server's answer that is to be repeated."""
+        plan = cls("", 0, ends_by_eos=False)
+        plan.tokens = array("q", tokens)
+        plan.length = len(plan.tokens)
+        return plan
 
     def token(self, index: int) -> int:
         return self.tokens[index] if index < self.length else EOS
