@@ -1,0 +1,40 @@
+"""What the runs' own processes do: plain values in, plain values out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def run_spec(spec: dict[str, Any], mutation: str = "") -> dict[str, Any]:
+    """The result document of a run, or of one with a defect built in."""
+    from tests.emulator import mutations
+    from tokencake_sglang.emulator.run import run
+    from tokencake_sglang.emulator.spec import RunSpec
+
+    if mutation:
+        getattr(mutations, mutation)()
+    return run(RunSpec.from_dict(spec))
+
+
+def run_program(calls: list[dict[str, Any]], spec: dict[str, Any]) -> dict[str, Any]:
+    """A run of one program whose calls have one text each: name, prompt_tokens, and other fields of Call."""
+    from tokencake_sglang.emulator.profile import load_profile
+    from tokencake_sglang.emulator.program import Call, Program, Text, Workload
+    from tokencake_sglang.emulator.run import run_workload
+    from tokencake_sglang.emulator.spec import RunSpec
+
+    made = [
+        Call(prompt=(Text(values["name"], values.pop("prompt_tokens")),), agent=values["name"], agent_type="any",
+             **{**values, "after": tuple(values.pop("after", ()))})
+        for values in calls]
+    run_spec = RunSpec.from_dict(spec)
+    return run_workload(run_spec, Workload("one", (Program("app", tuple(made)),)), load_profile(run_spec.profile))
+
+
+def modules_with_real_time(spec: dict[str, Any]) -> dict[str, list[str]]:
+    """Modules that saw the real clock before and after a run in this process."""
+    from tokencake_sglang.emulator import time_shim
+
+    before = [module.__name__ for module in time_shim.with_real_time()]
+    run_spec(spec)
+    return {"before": before, "after": [module.__name__ for module in time_shim.with_real_time()]}
