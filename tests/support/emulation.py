@@ -27,7 +27,7 @@ def latencies_of(latencies: list[float | None], end_s: float, arrivals: list[flo
 
 
 def run_document(spec: RunSpec, latencies: list[float | None], virtual_s: float = 1000.0, output_tokens: int = 5000,
-                 **counts: int) -> dict[str, Any]:
+                 outputs: str = "0" * 64, **counts: int) -> dict[str, Any]:
     """One app per latency (None: unfinished), arriving ten seconds apart, with a planner's and a coder's call each."""
     arrivals = [10.0 * i for i in range(len(latencies))]
     apps = [{
@@ -50,7 +50,7 @@ def run_document(spec: RunSpec, latencies: list[float | None], virtual_s: float 
     return {
         "schema": RUN_SCHEMA, "spec": spec.to_dict(), "profile": {"id": spec.profile}, "pool_tokens": pool,
         "host_tokens": int(pool * spec.host_ratio), "virtual_s": virtual_s, "steps": 4000,
-        "event_log_sha256": "0" * 64, "apps": apps, "calls": calls, "counts": every,
+        "event_log_sha256": "0" * 64, "output_sha256": outputs, "apps": apps, "calls": calls, "counts": every,
         "latency": latencies_of(latencies, virtual_s, arrivals),
         "residency": {"useful_token_s": 900.0, "wasted_token_s": 100.0},
         "utilisation": {"effective": 0.62, "stalled": 0.18, "shared": 0.08, "idle": 0.07, "free": 0.05},

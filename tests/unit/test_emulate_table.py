@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.support.emulation import run_document
 from tokencake_sglang.emulator.cells import Cell, Experiment, Grid
-from tokencake_sglang.emulator.report import build_report, percentile
+from tokencake_sglang.emulator.report import build_report, is_void, percentile
 from tokencake_sglang.emulator.spec import Configuration
 from tokencake_sglang.emulator.table import cell_text, markdown
 
@@ -69,7 +71,7 @@ def test_a_loss_is_said_in_words_and_in_figures():
     assert rows(text, "tokencake")[0][5] == "1.120"
 
 
-@pytest.mark.parametrize("different", [{"output_tokens": 4999}, {"apps_completed": 1}])
+@pytest.mark.parametrize("different", [{"output_tokens": 4999}, {"apps_completed": 1}, {"outputs": "1" * 64}])
 def test_unequal_work_is_never_called_equal(different):
     report = report_of(experiment(LPM, OURS), by_name({"hicache-lpm": 100, "tokencake": 50}), tokencake=different)
     assert not report["cells"][0]["equal"] and not runs_of(report)["tokencake"]["equal"]
@@ -95,6 +97,14 @@ def test_what_a_reader_must_know_is_a_warning(counts, words):
                        tokencake={"offloads": 3} | counts)
     assert [text for text in report["warnings"] if words in text]
     assert words in markdown(report)
+
+
+def test_bad_reads_of_stock_in_the_overlap_loop_are_told_as_its_own_race_and_void_nothing():
+    for overlap, excused in ((True, True), (False, False)):
+        plan = replace(experiment(LPM), overlap=overlap)
+        report = report_of(plan, by_name({"hicache-lpm": 100}), hicache_lpm={"kv_bad_tokens": 7})
+        assert is_void(runs_of(report)["hicache-lpm"]) is not excused
+        assert ("SGLang 0.5.17's own race" in markdown(report)) is excused
 
 
 def test_unfinished_apps_are_counted_and_told():

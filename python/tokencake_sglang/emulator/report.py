@@ -18,7 +18,7 @@ SCHEMA = "tokencake-emulation-report/1"
 RUN_SCHEMA = "tokencake-emulation/1"
 MEAN = "mean_with_unfinished_s"
 COPIED = ("counts", "latency", "residency", "utilisation", "real", "virtual_s", "steps", "pool_tokens", "host_tokens",
-          "event_log_sha256")
+          "event_log_sha256", "output_sha256")
 EQUAL_COUNTS = {"apps_completed": "completed apps", "output_tokens": "output tokens"}
 
 Results = Mapping[str, "dict[str, Any] | str"]  # by Job.file: the run's document, or as text why there is none
@@ -96,6 +96,8 @@ def _set_equal(done: list[dict[str, Any]], reference: dict[str, Any] | None) -> 
     for run in done:
         pairs = [(words, run["counts"][key], reference["counts"][key]) for key, words in EQUAL_COUNTS.items()]
         differing = [f"{found} {words} against {wanted}" for words, found, wanted in pairs if found != wanted]
+        if not differing and run["output_sha256"] != reference["output_sha256"]:
+            differing = ["other output tokens"]
         run["equal"] = not differing
         if differing:
             warnings.append(f"{run['configuration']} is not an equal comparison with {reference['configuration']}:"
