@@ -1,0 +1,91 @@
+"""The split of a step's real time between SGLang, TokenCake and the emulator."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tokencake_sglang.emulator import cost_meter
+from tokencake_sglang.emulator.cost_meter import CostMeter
+
+
+@pytest.fixture
+def spend(monkeypatch):
+    """Real time that passes only when the test spends it, in microseconds."""
+    clock = SimpleNamespace(ns=0)
+    monkeypatch.setattr(cost_meter, "time", SimpleNamespace(perf_counter_ns=lambda: clock.ns))
+
+    def spend(us: float) -> None:
+        clock.ns += int(us * 1000)
+
+    return spend
+
+
+class FakeServer:
+    """A step: pull (5 us of emulator), hooks of ours (7), a pass (11) in which ours is called once (2), SGLang (30)."""
+
+    def __init__(self, spend) -> None:
+        self.spend = spend
+        self.clock = SimpleNamespace(now_ns=0, advance_to=lambda t: spend(1))
+        self.on_output = self.on_request_added = lambda *a: None
+        cache = SimpleNamespace(
+            on_step=lambda: spend(7), on_request_ended=lambda *a: None, on_node_inserted=lambda n: None,
+            on_node_split=lambda *a: None, on_node_removed=lambda n: spend(2),
+            eviction_strategy=SimpleNamespace(get_priority=lambda n: 0))
+        controller = SimpleNamespace(event=lambda p: None, tick=lambda t: None)
+        self.extension = SimpleNamespace(
+            controller=controller, cache=cache, extend_received=lambda r: r, on_request_added=lambda r: None)
+        self.scheduler = SimpleNamespace(extensions=[self.extension, SimpleNamespace()])
+
+    def pull(self) -> None:
+        self.spend(5)
+
+    def forward(self) -> None:
+        self.spend(11)
+        self.extension.cache.on_node_removed("node")
+        self.clock.advance_to(1)
+
+    def step(self, with_pass: bool = True) -> None:
+        self.pull()
+        self.extension.cache.on_step()
+        if with_pass:
+            self.forward()
+        self.spend(30)
+
+
+def metered(spend, since_ns: int = 0) -> tuple[FakeServer, CostMeter]:
+    server, meter = FakeServer(spend), CostMeter(since_ns)
+    meter.attach(server)
+    server.pull()
+    return server, meter
+
+
+def test_time_inside_a_call_counts_for_whoever_is_called(spend):
+    server, meter = metered(spend)
+    for _ in range(4):
+        server.step()
+    server.pull()
+    report = meter.report()
+    assert report["steps_measured"] == 4
+    assert report["step_us_tokencake"] == pytest.approx(7 + 2)
+    assert report["step_us_emulator"] == pytest.approx(5 + 11 + 1)
+    assert report["step_us_sglang"] == report["step_us_sglang_p50"] == pytest.approx(30)
+
+
+def test_iterations_without_a_pass_and_those_before_the_start_are_left_out(spend):
+    server, meter = metered(spend, since_ns=100)
+    server.step()
+    server.clock.now_ns = 100
+    server.step(with_pass=False)
+    server.pull()
+    assert meter.report()["steps_measured"] == 1  # the step that ended at the start or later
+    server.step(with_pass=False)
+    server.step()
+    server.pull()
+    assert meter.report()["steps_measured"] == 2
+
+
+def test_a_run_without_steps_reports_zeros(spend):
+    _, meter = metered(spend)
+    assert meter.report()["step_us_tokencake_p99"] == 0.0
