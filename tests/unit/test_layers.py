@@ -157,11 +157,16 @@ def pure_modules() -> list[str]:
     return names
 
 
+EMULATOR_TOOLS = (
+    "cli", "request", "cells", "compare", "report", "table", "plots", "catalogue", "profile", "fit", "program", "spec",
+    "workloads", "configurations", "bounds", "remaining", "clock", "device", "clients", "result")
+
+
 def test_importing_the_pure_parts_loads_neither_torch_nor_sglang():
-    modules = pure_modules()
+    modules = pure_modules() + [f"tokencake_sglang.emulator.{name}" for name in EMULATOR_TOOLS]
     assert {"tokencake_sglang.core.controller", "tokencake_sglang.frontend.tool"} <= set(modules)
     code = "import sys\n" + "\n".join(f"import {name}" for name in modules)
-    code += "\nprint(sorted({'torch', 'sglang'} & set(sys.modules)))"
+    code += "\nprint(sorted({'torch', 'sglang', 'matplotlib'} & set(sys.modules)))"
     env = dict(os.environ, PYTHONPATH=str(PACKAGE.parent))
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
