@@ -14,7 +14,7 @@ from tokencake_sglang.emulator.cost_meter import CostMeter
 def spend(monkeypatch):
     """Real time that passes only when the test spends it, in microseconds."""
     clock = SimpleNamespace(ns=0)
-    monkeypatch.setattr(cost_meter, "time", SimpleNamespace(perf_counter_ns=lambda: clock.ns))
+    monkeypatch.setattr(cost_meter, "time", SimpleNamespace(thread_time_ns=lambda: clock.ns))
 
     def spend(us: float) -> None:
         clock.ns += int(us * 1000)

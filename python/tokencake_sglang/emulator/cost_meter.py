@@ -1,4 +1,4 @@
-"""Real time of the scheduler's steps, split into SGLang's share, TokenCake's and the emulator's own.
+"""CPU time of the scheduler's steps, split into SGLang's share, TokenCake's and the emulator's own.
 
 Calls are timed exclusively: what a call of one share spends inside a call of another counts for that other. The
 figures are the only part of a result that differs from run to run.
@@ -19,7 +19,7 @@ class CostMeter:
     def __init__(self, measure_from_ns: int) -> None:
         self._from_ns = measure_from_ns
         self._spent = dict.fromkeys((SGLANG, TOKENCAKE, EMULATOR), 0)
-        self._owner, self._since = SGLANG, time.perf_counter_ns()
+        self._owner, self._since = SGLANG, time.thread_time_ns()
         self.steps: list[dict[str, int]] = []
         self._had_pass = False
 
@@ -56,7 +56,7 @@ class CostMeter:
         setattr(owner, name, timed)
 
     def _enter(self, share: str) -> str:
-        now = time.perf_counter_ns()
+        now = time.thread_time_ns()
         self._spent[self._owner] += now - self._since
         previous, self._owner, self._since = self._owner, share, now
         return previous
