@@ -75,7 +75,9 @@ def test_a_new_run_replaces_what_was_there(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_ends_its_runs_and_keeps_what_is_finished(tmp_path, number):
-    code = ("import json, sys\nfrom pathlib import Path\nfrom tests.emulator.test_compare_processes import *\n"
+    code = ("import json, signal, sys\nfrom pathlib import Path\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it ignored\n"
+            "from tests.emulator.test_compare_processes import *\n"
             "import tokencake_sglang.emulator.cli as cli\n"
             "cli.experiment_of = lambda given: experiment('works', 'hangs')\n"
             "sys.exit(cli.main(['code_writer', '--out', sys.argv[1], '--jobs', '1'], STAND_IN))\n")
