@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from tokencake_sglang.core.plan import MoveDone
@@ -236,3 +238,21 @@ def test_a_flush_after_an_upload_has_landed_leaves_nothing_behind(moving):
     assert m.upload("a").accepted
     m.h.settle()
     m.h.audit()
+
+
+def test_an_upload_leaves_room_for_the_next_decode_steps_of_running_requests(moving):
+    """KV on its way is locked: a decode step in a mixed batch that finds no memory stops SGLang's server."""
+    m = away(moving, device_tokens=160)
+    req = m.h.start([5] * 81, "b")
+    assert m.h.allocator.available_size() >= len(LEFT)
+    assert not m.upload("a").accepted
+    m.h.finish(req)
+    assert m.upload("a").tokens == len(LEFT)
+
+
+def test_an_upload_leaves_room_for_the_rest_of_a_prompt_that_is_computed_in_chunks(moving):
+    m = away(moving, device_tokens=160)
+    m.h.chunked_req = SimpleNamespace(origin_input_ids=[0] * 200, output_ids=[], prefix_indices=[0] * 100)
+    assert not m.upload("a").accepted
+    m.h.chunked_req = None
+    assert m.upload("a").tokens == len(LEFT)

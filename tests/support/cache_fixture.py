@@ -107,6 +107,7 @@ class CacheHarness:
         self.running_batch = SimpleNamespace(reqs=[])
         self.last_batch = None
         self.chunked_req = None
+        self.enable_overlap = False
         self._rids = itertools.count()
 
     # -- requests -------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from tokencake_sglang.engine.owners import RANK_ORDINARY, owners_of
 
 BATCH_LOAD_SLOTS = 3  # slots left to the loads that SGLang starts with a prefill batch
 WAITING_HEAD = 8  # waiting requests whose demand an upload must leave room for
+DECODE_STEPS_AHEAD = 16  # decode steps of all running requests that an upload must leave room for
 
 
 @dataclass
@@ -222,7 +223,7 @@ class KvMover:
             return Outcome(False, reason="a move is under way")
         if self.cache.loads_in_flight() >= self._load_slots():
             return Outcome(False, reason="load_slots_busy")
-        chain = self._fitting_chain(key, action.max_tokens)
+        chain = self._fitting_chain(key, min(action.max_tokens, self._room_beside_what_runs()))
         tokens = sum(len(n.key) for n in chain)
         if tokens < self.cache.load_back_threshold:
             return Outcome(False, reason="below_load_threshold" if chain else "no_room")
@@ -233,6 +234,19 @@ class KvMover:
         self.cache.uploading.update(upload.node_ids)
         self.cache.owners.protected[key] = None
         return Outcome(True, tokens)
+
+    def _room_beside_what_runs(self) -> int:
+        """Free and dead tokens less what running requests take next: SGLang evicts for them, but KV on its way is
+        locked, and a chunk of a prompt or a decode step in a mixed batch that finds no memory stops the server."""
+        scheduler = self.scheduler
+        step = max(1, self.cache.page_size)
+        running = len(scheduler.running_batch.reqs) + (scheduler.chunked_req is not None)
+        wanted = running * max(step, DECODE_STEPS_AHEAD)
+        chunked = scheduler.chunked_req
+        if chunked is not None:
+            wanted += max(0, len(chunked.origin_input_ids) + len(chunked.output_ids) - len(chunked.prefix_indices))
+        free = self.cache.token_to_kv_pool_allocator.available_size()
+        return free + self.cache.owners.dead_evictable_tokens(scheduler.max_total_num_tokens) - wanted
 
     def _fitting_chain(self, key: str, quota: int) -> list[Any]:
         """The evicted nodes of the agent's path, from the root side on, that fit into `quota` tokens."""
