@@ -1,14 +1,7 @@
-"""Emulated runs for test_bounds.py: each in a fork of one process that has imported SGLang.
-
-`python -m tests.emulator.bound_jobs` reads one JSON list [function, argument] a line and answers with one line.
-"""
+"""What test_bounds.py has done in processes of their own (tests/support/emulations.py)."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import traceback
 from typing import Any
 
 from tokencake_sglang.emulator.configurations import configuration, names
@@ -96,31 +89,3 @@ def accepted_server_args(_: Any) -> dict[str, str]:
             except Exception as error:  # the test shows all of them
                 answers[name] = f"{type(error).__name__}: {error}"
     return answers
-
-
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    import sglang.srt.managers.scheduler  # noqa: F401
-
-    for line in sys.stdin:
-        job, argument = json.loads(line)
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                answer = {"result": globals()[job](argument)}
-            except BaseException:
-                answer = {"error": traceback.format_exc()}
-            with os.fdopen(writing, "w") as pipe:
-                pipe.write(json.dumps(answer))
-            os._exit(0)
-        os.close(writing)
-        with os.fdopen(reading) as pipe:
-            answers.write(pipe.read() + "\n")
-        answers.flush()
-        os.waitpid(child, 0)
-
-
-if __name__ == "__main__":
-    main()

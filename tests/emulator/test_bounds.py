@@ -2,52 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.emulations import Emulations
 from tokencake_sglang.emulator.configurations import names
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Jobs:
-    """Runs functions of bound_jobs in processes of their own; each job once."""
+    """Runs functions of bound_jobs under one hash seed; each job once."""
 
-    def __init__(self, log: Path, hash_seed: int) -> None:
-        path = os.pathsep.join(filter(None, [str(ROOT / "python"), str(ROOT), os.environ.get("PYTHONPATH")]))
-        self._log, self._done = log, {}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.emulator.bound_jobs"], cwd=ROOT, stdin=subprocess.PIPE, text=True,
-            stdout=subprocess.PIPE, stderr=log.open("w"),
-            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": "1"})
+    def __init__(self, emulations: Emulations, parent: int) -> None:
+        self._emulations, self._parent, self._started = emulations, parent, {}
 
     def __call__(self, job: str, argument: Any = None) -> Any:
         key = job, argument
-        if key not in self._done:
-            self._process.stdin.write(json.dumps(key) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline().strip()
-            assert answer, self._log.read_text()[-3000:]
-            self._done[key] = json.loads(answer)
-        assert "error" not in self._done[key], self._done[key]["error"]
-        return self._done[key]["result"]
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        if key not in self._started:
+            self._started[key] = self._emulations.submit(
+                f"tests.emulator.bound_jobs:{job}", argument, parent=self._parent)
+        return self._started[key].result()
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory):
-    running = Jobs(tmp_path_factory.mktemp("bounds") / "log", hash_seed=1)
-    yield running
-    running.close()
+def jobs(emulations):
+    return Jobs(emulations, parent=0)
 
 
 def cached(result: dict[str, Any], call: str) -> int:
@@ -103,13 +82,10 @@ def test_a_gate_of_one_runs_programs_one_after_the_other(jobs):
         assert first >= before["end_s"]
 
 
-def test_bounds_are_the_same_in_another_process_with_other_hashes(jobs, tmp_path):
-    other = Jobs(tmp_path / "log", hash_seed=2)
-    try:
-        for name in ("clairvoyant", "stock-fcfs+program"):
-            assert (other("small_run", name)["event_log_sha256"] == jobs("small_run", name)["event_log_sha256"])
-    finally:
-        other.close()
+def test_bounds_are_the_same_in_another_process_with_other_hashes(jobs, emulations):
+    other = Jobs(emulations, parent=1)
+    for name in ("clairvoyant", "stock-fcfs+program"):
+        assert other("small_run", name)["event_log_sha256"] == jobs("small_run", name)["event_log_sha256"]
 
 
 def test_sglang_accepts_the_settings_of_every_well_known_configuration(jobs):

@@ -312,3 +312,14 @@ def test_the_state_shows_the_agent_its_tokens_and_its_move(server):
     assert agent["tokens"]["device_tokens"] == agent["tokens"]["unshared_device_tokens"] >= 64
     assert state["moves"] == [{"agent": "a", "kind": "offload", "tokens": agent["tokens"]["device_tokens"]}]
     assert state["pool"]["device_free"] + state["pool"]["device_evictable"] < state["pool"]["device_total"] == 192
+
+
+def test_admission_is_tried_again_once_the_backups_of_an_ended_request_have_landed(make):
+    server = Server(make(device_tokens=192, host_tokens=256, write_through=True))
+    server.h.serve(PROMPT, "a")
+    server.h.running_batch.batch_is_full = True
+    server.wait(land=False)
+    assert server.h.running_batch.batch_is_full
+    server.wait()
+    server.wait()
+    assert not server.h.running_batch.batch_is_full

@@ -57,7 +57,6 @@ class Counts:
     evicted_host_tokens: int = 0
     retracted: int = 0
     critical_inversions: int = 0
-    useful_token_ns: int = 0
     wasted_token_ns: int = 0
 
 

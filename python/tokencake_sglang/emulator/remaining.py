@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tokencake_sglang.emulator.program import Call, Output, Program
-from tokencake_sglang.emulator.workloads.parts import common_prefix, output_lengths, prompt_tokens
+from tokencake_sglang.emulator.program import Program
+from tokencake_sglang.emulator.workloads.parts import cached_tokens, output_lengths, prompt_tokens
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,11 @@ class AloneCost:
 def alone_costs(program: Program, profile: Any) -> dict[str, AloneCost]:
     """Cost of every call, by name, if what the calls before it have computed is still cached. `profile`: a
     DeviceProfile."""
-    outputs = output_lengths(program)
-    calls = {call.name: call for call in program.calls}
-    lines: dict[str, dict[str, None]] = {}  # all calls that come before, in order
+    outputs, cached = output_lengths(program), cached_tokens(program)
     costs = {}
     for call in program.calls:
-        line = lines[call.name] = {}
-        for parent in call.after:
-            line.update(lines[parent])
-            line[parent] = None
         prompt = prompt_tokens(call.prompt, outputs)
-        cached = max((_shared(call, calls[name], outputs) for name in line), default=0)
-        new = max(1, prompt - cached)
+        new = max(1, prompt - cached[call.name])
         steps = max(1, call.output_tokens)
         costs[call.name] = AloneCost(
             profile.prefill_s([(new, prompt - new)]), profile.decode_s(1, prompt + steps // 2), call.output_tokens)
@@ -57,7 +50,3 @@ def remaining_s(program: Program, costs: dict[str, AloneCost]) -> dict[str, floa
         for parent in call.after:
             after[parent] = max(after.get(parent, 0.0), call.delay_s + remaining[call.name])
     return remaining
-
-
-def _shared(call: Call, earlier: Call, outputs: dict[str, int]) -> int:
-    return common_prefix(call.prompt, (*earlier.prompt, Output(earlier.name)), outputs)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tokencake_sglang.emulator.compare import write_whole
 from tokencake_sglang.emulator.program import Workload
 from tokencake_sglang.emulator.server_defaults import chunked_prefill_size
 from tokencake_sglang.emulator.spec import RunSpec
@@ -104,9 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.ERROR)
     spec = RunSpec.from_dict(json.loads(arguments.spec.read_text()))
     result = run(spec, _print_progress if arguments.progress else None)
-    partial = arguments.out.with_suffix(".partial")
-    partial.write_text(json.dumps(result))
-    partial.replace(arguments.out)
+    write_whole(arguments.out, json.dumps(result))
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tokencake_sglang.emulator.clients import CallRun
 from tokencake_sglang.emulator.clock import SECOND, START_NS
+from tokencake_sglang.engine.requests import on_device
 
 FIRST_INTERVAL_S = 0.25
 RUNNING, STALLED = 1, 2
@@ -92,12 +93,7 @@ def _kv(node: Any) -> Any:
 
 
 def _running(scheduler: Any) -> list[Any]:
-    reqs = {id(req): req for req in scheduler.running_batch.reqs if not req.finished()}
-    if scheduler.last_batch is not None:
-        reqs.update((id(req), req) for req in scheduler.last_batch.reqs if not req.finished())
-    if scheduler.chunked_req is not None:
-        reqs[id(scheduler.chunked_req)] = scheduler.chunked_req
-    return list(reqs.values())
+    return list({id(req): req for req in on_device(scheduler) if not req.finished()}.values())
 
 
 def _path(tree: Any, tokens: array) -> list[Any]:

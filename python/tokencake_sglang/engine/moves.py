@@ -16,6 +16,7 @@ from tokencake_sglang.core.plan import Action, CancelOffload, MoveDone, Offload,
 from tokencake_sglang.core.types import Footprint, PoolView
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.owners import RANK_ORDINARY, owners_of
+from tokencake_sglang.engine.requests import held
 
 BATCH_LOAD_SLOTS = 3  # slots left to the loads that SGLang starts with a prefill batch
 WAITING_HEAD = 8  # waiting requests whose demand an upload must leave room for
@@ -75,13 +76,7 @@ class KvMover:
         )
 
     def live_rids(self) -> frozenset[str]:
-        scheduler = self.scheduler
-        reqs = list(scheduler.waiting_queue) + list(scheduler.running_batch.reqs)
-        if scheduler.last_batch is not None:
-            reqs += scheduler.last_batch.reqs
-        if scheduler.chunked_req is not None:
-            reqs.append(scheduler.chunked_req)
-        return frozenset(req.rid for req in reqs if not req.finished())
+        return frozenset(req.rid for req in held(self.scheduler) if not req.finished())
 
     # -- decisions ------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from sglang.srt.managers.scheduler_extension import SchedulerExtension, register
 from tokencake_sglang.core.recording import Recording
 from tokencake_sglang.core.types import AgentIdentity
 from tokencake_sglang.engine.ipc import TokenCakeControlReq
+from tokencake_sglang.engine.requests import held
 from tokencake_sglang.engine.trace_file import TraceFile
 
 logger = logging.getLogger(__name__)
@@ -115,11 +116,7 @@ class Recorder(SchedulerExtension):
 
     def _sweep(self) -> None:
         """Requests aborted in the queue are dropped without a word: forget those that were nowhere twice."""
-        scheduler = self.scheduler
-        there = [*scheduler.waiting_queue, *scheduler.running_batch.reqs, scheduler.chunked_req]
-        if scheduler.last_batch is not None:
-            there += scheduler.last_batch.reqs
-        present = {req.rid for req in there if req is not None}
+        present = {req.rid for req in held(self.scheduler)}
         missing = {rid for rid in self._live if rid not in present}
         for rid in missing & self._missing:
             del self._live[rid]

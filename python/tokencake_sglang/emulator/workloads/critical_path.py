@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tokencake_sglang.emulator.program import Call, Output, Part, Program
-from tokencake_sglang.emulator.workloads.parts import common_prefix, output_lengths, prompt_tokens
+from tokencake_sglang.emulator.program import Program
+from tokencake_sglang.emulator.workloads.parts import cached_tokens, output_lengths, prompt_tokens
 
 BLOCK = 32  # decode steps charged at a time, at the mean of their contexts
 
@@ -29,31 +29,13 @@ def critical_path_s(program: Program, profile: Costs) -> float:
     not counted here, and a chunked prefill or a batch may cost less in sum. It says nothing about the time that
     several programs need on one device: with contention the sum of their work binds first.
     """
-    outputs = output_lengths(program)
-    calls = {call.name: call for call in program.calls}
-    lines: dict[str, frozenset[str]] = {}
-    computed = {call.name: prompt_tokens(call.prompt, outputs) + call.output_tokens for call in program.calls}
+    outputs, cached = output_lengths(program), cached_tokens(program)
     ended: dict[str, float] = {}
     for call in program.calls:
-        line = frozenset(call.after).union(*(lines[parent] for parent in call.after))
-        lines[call.name] = line
-        cached = _cached(call, [calls[name] for name in sorted(line, key=computed.__getitem__, reverse=True)],
-                         computed, outputs)
         ready = max((ended[parent] for parent in call.after), default=0.0)
-        busy_s = _alone_s(computed[call.name] - call.output_tokens, cached, call.output_tokens, profile)
+        busy_s = _alone_s(prompt_tokens(call.prompt, outputs), cached[call.name], call.output_tokens, profile)
         ended[call.name] = ready + call.delay_s + busy_s + (call.tool.duration_s if call.tool else 0.0)
     return max(ended.values(), default=0.0)
-
-
-def _cached(call: Call, before: list[Call], computed: dict[str, int], outputs: dict[str, int]) -> int:
-    """Tokens of the prompt that the calls before, longest first, have computed."""
-    best = 0
-    for earlier in before:
-        if computed[earlier.name] <= best:
-            break
-        known: tuple[Part, ...] = (*earlier.prompt, Output(earlier.name))
-        best = max(best, common_prefix(call.prompt, known, outputs))
-    return best
 
 
 def _alone_s(prompt: int, cached: int, output: int, profile: Costs) -> float:

@@ -41,6 +41,25 @@ def common_prefix(first: Sequence[Part], second: Sequence[Part], outputs: Mappin
     return shared
 
 
+def cached_tokens(program: Program) -> dict[str, int]:
+    """Per call name: the longest prefix of its prompt that a call it waits for (or one that this one waited for, and
+    so on) has computed, as prompt or output."""
+    outputs = output_lengths(program)
+    calls = {call.name: call for call in program.calls}
+    computed = {call.name: prompt_tokens(call.prompt, outputs) + call.output_tokens for call in program.calls}
+    before: dict[str, frozenset[str]] = {}
+    cached = {}
+    for call in program.calls:
+        before[call.name] = frozenset(call.after).union(*(before[parent] for parent in call.after))
+        best = 0
+        for name in sorted(before[call.name], key=computed.__getitem__, reverse=True):
+            if computed[name] <= best:
+                break
+            best = max(best, common_prefix(call.prompt, (*calls[name].prompt, Output(name)), outputs))
+        cached[call.name] = best
+    return cached
+
+
 def cut(prompt: Sequence[Part], tokens: int, outputs: Mapping[str, int]) -> tuple[Part, ...]:
     """The first `tokens` tokens of a prompt, or all of it where it is shorter."""
     kept: list[Part] = []
