@@ -90,7 +90,7 @@ def test_errors_are_those_of_the_points_held_out():
     points[3::4] = [PrefillPoint(point.chunks, 2 * point.seconds) for point in points[3::4]]
     found = fit.fit_prefill(points)
     assert found.coefficients["new"] == pytest.approx(TRUE.new, rel=1e-3)
-    assert found.median_error == found.max_error == pytest.approx(0.5)
+    assert (found.median_error, found.max_error) == (pytest.approx(0.5), pytest.approx(0.5))
 
 
 @pytest.mark.parametrize(("what", "call"), [

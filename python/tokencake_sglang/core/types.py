@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tokencake_sglang.core.costs import Costs
+from tokencake_sglang.core.forecast import Forecast
+
 IDENTITY_FIELDS = ("app_id", "graph_id", "node_id", "agent_type", "agent_id", "lifecycle_id")
 
 
@@ -41,6 +44,17 @@ class Footprint:
     host_tokens: int = 0
     unshared_device_tokens: int = 0  # on the device, owned by nobody else: what an offload frees
     restore_tokens: int = 0  # missing on the device along its latest path: what an upload brings back
+    path_tokens: int = 0  # length of its latest path, on whichever tier
+    backed_up_tokens: int = 0  # of the unshared ones on the device, those with a host copy: they leave without a copy
+
+
+@dataclass(frozen=True)
+class WaitingView:
+    """A request that waits for admission."""
+
+    key: str  # its agent, "" without identity
+    total_tokens: int  # its prompt and the most that it may generate
+    missing_tokens: int  # of its prompt, what its agent has not on the device
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,14 @@ class PoolView:
     running_requests: int
     loads_in_flight: int
     load_slots: int
+    waiting: tuple[WaitingView, ...] = ()  # the first requests of the queue, in its order, boundedly many
+    growth_tokens: int = 0  # the most that running requests may still generate
+    costs: Costs = Costs()
+
+    @property
+    def usage(self) -> float:
+        """Share of the device pool that holds KV which somebody may want again (paper section 4: pool usage)."""
+        return 1.0 - min(1.0, (self.device_free + self.device_dead) / max(1, self.device_total))
 
 
 @dataclass(frozen=True)
@@ -66,8 +88,9 @@ class StallView:
 
     kind: str
     started_at: float
-    predicted_end: float
+    predicted_end: float  # by the point forecast
     open_calls: int
+    forecast: Forecast | None = None  # of the return, as of now; None without a forecaster
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,16 @@ from typing import Any
 
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
+from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.plan import Action, CancelOffload, MoveDone, Offload, Outcome, Release, Upload
-from tokencake_sglang.core.types import Footprint, PoolView
+from tokencake_sglang.core.types import Footprint, PoolView, WaitingView
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.owners import RANK_ORDINARY, owners_of
 from tokencake_sglang.engine.requests import held
 
 BATCH_LOAD_SLOTS = 3  # slots left to the loads that SGLang starts with a prefill batch
 WAITING_HEAD = 8  # waiting requests whose demand an upload must leave room for
+WAITING_VIEWED = 64  # waiting requests that a policy sees
 DECODE_STEPS_AHEAD = 16  # decode steps of all running requests that an upload must leave room for
 
 
@@ -44,6 +46,7 @@ class KvMover:
         self.offloads: dict[str, _Offload] = {}
         self.uploads: dict[str, _Upload] = {}
         self.done: list[MoveDone] = []
+        self.costs = Costs()  # as rank 0 told it last
         self._pool: PoolView | None = None
 
     # -- what the controller may know -----------------------------------------------------------------------
@@ -61,6 +64,8 @@ class KvMover:
         allocator, host = self.cache.token_to_kv_pool_allocator, self.cache.token_to_kv_pool_host
         total = self.scheduler.max_total_num_tokens
         waiting = self.scheduler.waiting_queue
+        running = self.scheduler.running_batch.reqs
+        viewed = tuple(self._waiting_view(req) for req in waiting[:WAITING_VIEWED])
         return PoolView(
             device_total=total,
             device_free=allocator.available_size(),
@@ -69,10 +74,13 @@ class KvMover:
             host_total=host.size,
             host_free=host.available_size(),
             waiting_requests=len(waiting),
-            waiting_head_tokens=sum(self._demand(req) for req in waiting[:WAITING_HEAD]),
-            running_requests=len(self.scheduler.running_batch.reqs),
+            waiting_head_tokens=sum(one.missing_tokens for one in viewed[:WAITING_HEAD]),
+            running_requests=len(running),
             loads_in_flight=self.cache.loads_in_flight(),
             load_slots=self._load_slots(),
+            waiting=viewed,
+            growth_tokens=sum(max(0, req.sampling_params.max_new_tokens - len(req.output_ids)) for req in running),
+            costs=self.costs,
         )
 
     def live_rids(self) -> frozenset[str]:
@@ -275,7 +283,8 @@ class KvMover:
     def _load_slots(self) -> int:
         return self.cache.cache_controller.layer_done_counter.num_counters - BATCH_LOAD_SLOTS
 
-    def _demand(self, req: Any) -> int:
-        """Device tokens a waiting request needs at the least: of its prompt what its agent has not on the device."""
-        there = self.cache.owners.footprint(agent_key(req)).device_tokens
-        return max(0, len(req.origin_input_ids) + len(req.output_ids) - there)
+    def _waiting_view(self, req: Any) -> WaitingView:
+        key, prompt = agent_key(req), len(req.origin_input_ids) + len(req.output_ids)
+        there = self.cache.owners.footprint(key).device_tokens
+        growth = max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
+        return WaitingView(key, prompt + growth, max(0, prompt - there))

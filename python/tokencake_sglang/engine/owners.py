@@ -85,16 +85,26 @@ class OwnerIndex:
         return RANK_ORDINARY
 
     def footprint(self, key: str) -> Footprint:
-        device = host = unshared = 0
+        device = host = unshared = backed_up = 0
         for node in self.nodes.get(key, {}).values():
             length = len(node.key)
             if node.value is not None:
                 device += length
                 if len(owners_of(node)) == 1:
                     unshared += length
+                    backed_up += length if node.host_value is not None else 0
             if node.host_value is not None:
                 host += length
-        return Footprint(device, host, unshared, sum(len(n.key) for n in self.evicted_path(key)))
+        restore = sum(len(n.key) for n in self.evicted_path(key))
+        return Footprint(device, host, unshared, restore, self.path_tokens(key), backed_up)
+
+    def path_tokens(self, key: str) -> int:
+        """Length of the agent's latest path, on whichever tier."""
+        tokens, node = 0, self.leaf.get(key)
+        while node is not None and node.parent is not None:
+            tokens += len(node.key)
+            node = node.parent
+        return tokens
 
     def evicted_path(self, key: str) -> list[Node]:
         """Nodes of the agent's latest path that are on the host only, root side first."""
