@@ -138,7 +138,7 @@ def test_a_stall_shorter_than_the_floor_moves_nothing(server):
 
 def test_a_stall_without_an_estimate_lasts_the_default(server):
     server.stalled(seconds=None)
-    assert server.agent().calls.view().predicted_end == 101.0
+    assert server.controller.stall_view(server.agent()).predicted_end == 101.0
 
 
 def test_an_event_before_the_request_has_ended_moves_nothing_until_it_has(server):

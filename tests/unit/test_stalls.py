@@ -6,17 +6,24 @@ import itertools
 
 import pytest
 
+from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.forecast import make_forecaster
+from tokencake_sglang.core.forecast.curve import SHORTEST_S
 from tokencake_sglang.core.stalls import CLOSED_CALLS_KEPT, OPEN_CALLS_MAX, CallTable
 from tokencake_sglang.core.types import StallView
 
 
 @pytest.fixture
 def calls() -> CallTable:
-    return CallTable(default_stall_s=1.0)
+    return CallTable()
 
 
 def start(calls, call_id="c1", kind="search", estimate=2.0, now=10.0):
     return calls.start(now, call_id, kind, estimate)
+
+
+def view(calls, now=10.0, forecast="quantile") -> StallView | None:
+    return calls.view(now, make_forecaster(TokenCakeConfig(forecast=forecast)), "planner")
 
 
 # -- start ------------------------------------------------------------------------------------------------------
@@ -45,7 +52,7 @@ def test_a_start_of_an_open_call_with_other_content_is_a_conflict(calls, change)
 
 def test_a_start_of_an_ended_call_is_a_duplicate_and_does_not_open_it_again(calls):
     start(calls)
-    calls.finish("c1", "ok")
+    calls.finish(12.0, "c1", "ok")
     assert start(calls).result == "duplicate"
     assert start(calls, kind="shell").result == "conflict"
     assert not calls.open
@@ -53,17 +60,17 @@ def test_a_start_of_an_ended_call_is_a_duplicate_and_does_not_open_it_again(call
 
 def test_an_estimate_sets_the_predicted_end(calls):
     start(calls, estimate=2.5, now=10.0)
-    assert calls.open["c1"].predicted_end == 12.5
+    assert view(calls).predicted_end == 12.5
 
 
 def test_without_an_estimate_the_default_sets_the_predicted_end(calls):
-    start(calls, estimate=None, now=10.0)
-    assert calls.open["c1"].predicted_end == 11.0
+    start(calls, kind="tool", estimate=None, now=10.0)
+    assert view(calls).predicted_end == 11.0
 
 
 def test_an_estimate_of_zero_is_an_estimate(calls):
     start(calls, estimate=0.0, now=10.0)
-    assert calls.open["c1"].predicted_end == 10.0
+    assert view(calls).predicted_end == pytest.approx(10.0, abs=SHORTEST_S)
 
 
 def test_more_open_calls_than_allowed_are_refused_until_one_ends(calls):
@@ -71,7 +78,7 @@ def test_more_open_calls_than_allowed_are_refused_until_one_ends(calls):
         assert start(calls, call_id=f"c{i}").result == "applied"
     refused = start(calls, call_id="one more")
     assert (refused.status, refused.result) == (409, "conflict")
-    calls.finish("c0", "ok")
+    calls.finish(12.0, "c0", "ok")
     assert start(calls, call_id="one more").result == "applied"
 
 
@@ -80,44 +87,44 @@ def test_more_open_calls_than_allowed_are_refused_until_one_ends(calls):
 
 def test_a_finish_of_an_open_call_is_applied(calls):
     start(calls)
-    reply = calls.finish("c1", "ok")
+    reply = calls.finish(12.0, "c1", "ok")
     assert (reply.status, reply.result) == (200, "applied")
     assert not calls.open
 
 
 def test_the_same_finish_again_is_a_duplicate(calls):
     start(calls)
-    calls.finish("c1", "ok")
-    reply = calls.finish("c1", "ok")
+    calls.finish(12.0, "c1", "ok")
+    reply = calls.finish(12.0, "c1", "ok")
     assert (reply.status, reply.result) == (200, "duplicate")
 
 
 def test_a_second_finish_with_another_outcome_is_a_conflict_and_the_first_stands(calls):
     start(calls)
-    calls.finish("c1", "error")
-    assert calls.finish("c1", "ok").result == "conflict"
-    assert calls.finish("c1", "error").result == "duplicate"
+    calls.finish(12.0, "c1", "error")
+    assert calls.finish(12.0, "c1", "ok").result == "conflict"
+    assert calls.finish(12.0, "c1", "error").result == "duplicate"
 
 
 @pytest.mark.parametrize("call_id", ["c1", None])
 def test_a_finish_before_any_start_is_a_conflict(calls, call_id):
-    reply = calls.finish(call_id, "ok")
+    reply = calls.finish(12.0, call_id, "ok")
     assert (reply.status, reply.result) == (409, "conflict")
 
 
 def test_a_finish_of_an_unknown_call_leaves_the_open_one_open(calls):
     start(calls)
-    assert calls.finish("c2", "ok").result == "conflict"
+    assert calls.finish(12.0, "c2", "ok").result == "conflict"
     assert list(calls.open) == ["c1"]
 
 
 def test_a_finish_after_the_next_request_is_late_once_and_then_a_duplicate(calls):
     start(calls)
     assert calls.end_all() == 1
-    late = calls.finish("c1", "ok")
+    late = calls.finish(12.0, "c1", "ok")
     assert (late.status, late.result) == (200, "late_finish")
-    assert calls.finish("c1", "ok").result == "duplicate"
-    assert calls.finish("c1", "error").result == "conflict"
+    assert calls.finish(12.0, "c1", "ok").result == "duplicate"
+    assert calls.finish(12.0, "c1", "error").result == "conflict"
 
 
 def test_a_start_that_comes_after_its_implicit_end_does_not_open_the_call_again(calls):
@@ -136,7 +143,7 @@ def test_ending_all_of_no_calls_ends_none(calls):
 
 def test_an_unnamed_call_is_started_and_finished_without_an_id(calls):
     assert start(calls, call_id=None).result == "applied"
-    assert calls.finish(None, "ok").result == "applied"
+    assert calls.finish(12.0, None, "ok").result == "applied"
     assert not calls.open
 
 
@@ -149,30 +156,30 @@ def test_an_unnamed_start_while_the_unnamed_call_is_open_is_the_same_call(calls)
 def test_an_unnamed_start_after_the_finish_is_a_new_call(calls):
     for _ in range(3):
         assert start(calls, call_id=None).result == "applied"
-        assert calls.finish(None, "ok").result == "applied"
+        assert calls.finish(12.0, None, "ok").result == "applied"
 
 
 def test_an_unnamed_finish_ends_the_one_open_call_even_if_that_has_a_name(calls):
     start(calls, call_id="c1")
-    assert calls.finish(None, "ok").result == "applied"
-    assert calls.finish("c1", "ok").result == "duplicate"
+    assert calls.finish(12.0, None, "ok").result == "applied"
+    assert calls.finish(12.0, "c1", "ok").result == "duplicate"
 
 
 def test_an_unnamed_finish_with_several_open_calls_is_a_conflict_that_asks_for_the_id(calls):
     start(calls, call_id="c1")
     start(calls, call_id="c2")
-    reply = calls.finish(None, "ok")
+    reply = calls.finish(12.0, None, "ok")
     assert reply.result == "conflict" and "call_id" in reply.message
     assert len(calls.open) == 2
 
 
 def test_an_unnamed_finish_with_nothing_open_is_about_the_call_that_ended_last(calls):
     start(calls, call_id="c1")
-    calls.finish("c1", "ok")
+    calls.finish(12.0, "c1", "ok")
     start(calls, call_id="c2")
     calls.end_all()
-    assert calls.finish(None, "ok").result == "late_finish"
-    assert calls.finish(None, "ok").result == "duplicate"
+    assert calls.finish(12.0, None, "ok").result == "late_finish"
+    assert calls.finish(12.0, None, "ok").result == "duplicate"
 
 
 # -- several calls ----------------------------------------------------------------------------------------------
@@ -181,11 +188,13 @@ def test_an_unnamed_finish_with_nothing_open_is_about_the_call_that_ended_last(c
 def test_calls_taken_together_start_with_the_first_and_end_with_the_last(calls):
     start(calls, call_id="long", kind="shell", estimate=60.0, now=11.0)
     start(calls, call_id="short", kind="search", estimate=1.0, now=10.0)
-    assert calls.view() == StallView("shell", 10.0, 71.0, 2)
-    calls.finish("long", "ok")
-    assert calls.view() == StallView("search", 10.0, 11.0, 1)
-    calls.finish("short", "ok")
-    assert calls.view() is None
+    found = view(calls, now=11.0)
+    assert (found.kind, found.started_at, found.predicted_end, found.open_calls) == ("shell", 10.0, 71.0, 2)
+    calls.finish(12.0, "long", "ok")
+    found = view(calls, now=12.0)
+    assert (found.kind, found.started_at, found.predicted_end, found.open_calls) == ("search", 10.0, 11.0, 1)
+    calls.finish(12.0, "short", "ok")
+    assert view(calls) is None
 
 
 def test_the_order_of_starts_and_finishes_of_different_calls_does_not_matter(calls):
@@ -195,9 +204,9 @@ def test_the_order_of_starts_and_finishes_of_different_calls_does_not_matter(cal
             continue
         if order.index(("start", "b")) > order.index(("finish", "b")):
             continue
-        table = CallTable(1.0)
+        table = CallTable()
         for what, name in order:
-            reply = start(table, call_id=name) if what == "start" else table.finish(name, "ok")
+            reply = start(table, call_id=name) if what == "start" else table.finish(12.0, name, "ok")
             assert reply.result == "applied", order
         finals.add((tuple(table.open), tuple(sorted(table.closed))))
     assert finals == {((), ("a", "b"))}
@@ -209,16 +218,16 @@ def test_the_order_of_starts_and_finishes_of_different_calls_does_not_matter(cal
 def test_only_so_many_ended_calls_are_remembered(calls):
     for i in range(3 * CLOSED_CALLS_KEPT):
         start(calls, call_id=f"c{i}")
-        calls.finish(f"c{i}", "ok")
+        calls.finish(12.0, f"c{i}", "ok")
     assert len(calls.closed) == CLOSED_CALLS_KEPT
-    assert calls.finish(f"c{3 * CLOSED_CALLS_KEPT - 1}", "ok").result == "duplicate"
-    assert calls.finish("c0", "ok").result == "conflict"
+    assert calls.finish(12.0, f"c{3 * CLOSED_CALLS_KEPT - 1}", "ok").result == "duplicate"
+    assert calls.finish(12.0, "c0", "ok").result == "conflict"
 
 
 def test_unnamed_calls_do_not_grow_without_bound_either(calls):
     for _ in range(3 * CLOSED_CALLS_KEPT):
         start(calls, call_id=None)
-        calls.finish(None, "ok")
+        calls.finish(12.0, None, "ok")
     assert len(calls.closed) == CLOSED_CALLS_KEPT
 
 
@@ -226,4 +235,4 @@ def test_as_many_calls_as_may_be_open_can_all_finish_late(calls):
     for i in range(OPEN_CALLS_MAX):
         start(calls, call_id=f"c{i}")
     calls.end_all()
-    assert {calls.finish(f"c{i}", "ok").result for i in range(OPEN_CALLS_MAX)} == {"late_finish"}
+    assert {calls.finish(12.0, f"c{i}", "ok").result for i in range(OPEN_CALLS_MAX)} == {"late_finish"}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.forecast import Forecaster, make_forecaster
 from tokencake_sglang.core.stalls import CallTable
 from tokencake_sglang.core.types import AgentIdentity
 
@@ -43,8 +44,9 @@ class Agent:
 class AgentTable:
     """Agents by key, least recently seen first; remembers which have ended so that repeats are known."""
 
-    def __init__(self, config: TokenCakeConfig) -> None:
+    def __init__(self, config: TokenCakeConfig, forecaster: Forecaster | None = None) -> None:
         self.config = config
+        self.forecaster = forecaster or make_forecaster(config)
         self.agents: OrderedDict[str, Agent] = OrderedDict()
         self.by_lifecycle: dict[str, str] = {}
         self.ended: OrderedDict[str, None] = OrderedDict()
@@ -72,7 +74,7 @@ class AgentTable:
         """Know this agent from now on (or again) and remember the request's lifecycle id."""
         agent = self.agents.get(identity.key)
         if agent is None:
-            agent = Agent(identity, CallTable(self.config.default_stall_s), now)
+            agent = Agent(identity, CallTable(), now)
             self.agents[identity.key] = agent
             self.ended.pop(identity.key, None)
         agent.identity = identity
@@ -107,7 +109,7 @@ class AgentTable:
         oldest = next(iter(self.agents.values()))
         if len(self.agents) > self.config.max_agents:
             return oldest
-        stall = oldest.calls.view()
+        stall = oldest.calls.view(now, self.forecaster, oldest.identity.agent_type)
         quiet_since = max(oldest.last_seen, stall.predicted_end) if stall else oldest.last_seen
         if now - oldest.last_seen < self.config.agent_idle_s:
             return None

@@ -9,6 +9,7 @@ from typing import Any
 from tokencake_sglang.core.errors import ConfigError
 
 OFFLOAD_POLICIES = ("eager", "none")
+FORECASTS = ("quantile", "paper")
 
 
 def _setting(default: Any, help: str, *, low: float | None = None, high: float | None = None,
@@ -28,8 +29,12 @@ class TokenCakeConfig:
         0.5, "Stalls expected to be shorter than this many seconds keep their KV on the device.",
         low=0.0, high=86400.0)
     default_stall_s: float = _setting(
-        1.0, "Expected length in seconds of a stall whose client gave no estimate (paper section 4, cold start).",
+        1.0, "Expected length in seconds of a stall of which nothing is known (paper section 4, cold start).",
         low=0.0, high=86400.0)
+    forecast: str = _setting(
+        "quantile", "How the end of a stall is forecast: 'quantile' learns the spread of durations and of the errors"
+        " of estimates, 'paper' is the published average of estimate and history.",
+        choices=FORECASTS)
     upload_lead_s: float = _setting(
         0.25, "How many seconds before the predicted return an upload starts, at the least.", low=0.0, high=3600.0)
     lease_s: float = _setting(

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tokencake_sglang.core.agents import Agent, AgentTable
 from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.forecast import Forecaster, make_forecaster
 from tokencake_sglang.core.plan import Action, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
 from tokencake_sglang.core.policy import make_policy
 from tokencake_sglang.core.stalls import Reply
-from tokencake_sglang.core.types import AgentIdentity, AgentView
+from tokencake_sglang.core.types import AgentIdentity, AgentView, StallView
 
 DECISIONS_PER_STEP = 64
 DECLINED_RETRY_S = 0.25
@@ -34,7 +36,8 @@ class Controller:
         self.config = config
         self.mechanism = mechanism
         self.policy = policy or make_policy(config)
-        self.agents = AgentTable(config)
+        self.forecaster: Forecaster = make_forecaster(config)
+        self.agents = AgentTable(config, self.forecaster)
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.declined: dict[str, int] = {}
         self.now = 0.0
@@ -57,7 +60,8 @@ class Controller:
             return
         agent.rids[rid] = None
         agent.requests += 1
-        ended = agent.calls.end_all()
+        ended = agent.calls.end_all(self.now)
+        self._learn(agent)
         self.counters["stalls_finished"] += ended
         self._settle_upload(agent, stall_ended=ended > 0)
         agent.returned_at = None
@@ -86,13 +90,23 @@ class Controller:
             return Reply(200, "applied", f"Agent {agent.key!r} has ended; its KV is ordinary cache now.")
         if event["event"] == "stall_started":
             reply = agent.calls.start(
-                self.now, event.get("call_id"), event["kind"], event.get("estimated_duration_s"))
+                self.now, event.get("call_id"), event["kind"], event.get("estimated_duration_s"),
+                tuple((stage["name"], stage["estimated_s"]) for stage in event.get("stages", ())))
             if reply.result == "applied":
                 self.counters["stalls_started"] += 1
                 agent.returned_at = None
                 self._mark_due(agent)
+                back_in = self.stall_view(agent).predicted_end - self.now
+                return replace(reply, message=f"{reply.message} The agent is expected to go on in {back_in:.3g} s.")
             return reply
-        reply = agent.calls.finish(event.get("call_id"), event["outcome"])
+        if event["event"] == "stage_finished":
+            reply = agent.calls.finish_stage(self.now, event.get("call_id"), event["stage"])
+            self._learn(agent)
+            if reply.result == "applied":
+                self._mark_due(agent)
+            return reply
+        reply = agent.calls.finish(self.now, event.get("call_id"), event["outcome"])
+        self._learn(agent)
         if reply.result == "applied":
             self.counters["stalls_finished"] += 1
             if not agent.calls.open:
@@ -146,8 +160,15 @@ class Controller:
 
     def view(self, agent: Agent) -> AgentView:
         return AgentView(
-            agent.key, agent.identity.agent_type, bool(agent.rids), agent.calls.view(), agent.returned_at,
+            agent.key, agent.identity.agent_type, bool(agent.rids), self.stall_view(agent), agent.returned_at,
             agent.move, agent.lease_until, self.mechanism.footprint(agent.key))
+
+    def stall_view(self, agent: Agent) -> StallView | None:
+        return agent.calls.view(self.now, self.forecaster, agent.identity.agent_type)
+
+    def _learn(self, agent: Agent) -> None:
+        for lesson in agent.calls.take_lessons():
+            self.forecaster.observe(agent.identity.agent_type, lesson.kind, lesson.estimate_s, lesson.duration_s)
 
     def _decide(self, agent: Agent) -> None:
         decision = self.policy.decide(self.now, self.view(agent), self.mechanism.pool())
@@ -261,7 +282,7 @@ class Controller:
                 f" object first; ids are forgotten after {self.config.agent_idle_s:g} s of silence."))
         if event == "agent_finished":
             return Reply(200, "duplicate", f"Agent {name!r} had ended before; nothing changed.")
-        if event == "stall_finished":
+        if event in ("stall_finished", "stage_finished"):
             return Reply(200, "late_finish", f"Agent {name!r} has ended already.")
         return Reply(409, "conflict", (
             f"Agent {name!r} has ended; a stall cannot start after that. Its next request makes it known again."))

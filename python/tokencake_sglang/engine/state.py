@@ -6,9 +6,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tokencake_sglang.core.agents import Agent
+from tokencake_sglang.core.stalls import Call
 
 if TYPE_CHECKING:
     from tokencake_sglang.engine.extension import TokenCakeExtension
+
+REPORTED_LEVELS = (0.1, 0.5, 0.9)
 
 
 def state_report(extension: TokenCakeExtension, max_agents: int) -> dict[str, Any]:
@@ -38,10 +41,19 @@ def _agent_report(extension: TokenCakeExtension, agent: Agent) -> dict[str, Any]
         "lifecycle_id": agent.identity.lifecycle_id,
         "state": agent.state,
         "requests": agent.requests,
-        "open_calls": [
-            {"call_id": c.call_id, "kind": c.kind, "started_at": c.started_at, "predicted_end": c.predicted_end}
-            for c in agent.calls.open.values()],
+        "open_calls": [_call_report(extension, agent, call) for call in agent.calls.open.values()],
         "move": agent.move,
         "lease_until": agent.lease_until,
         "tokens": asdict(footprint),
+    }
+
+
+def _call_report(extension: TokenCakeExtension, agent: Agent, call: Call) -> dict[str, Any]:
+    controller = extension.controller
+    forecast = call.forecast(controller.now, controller.forecaster, agent.identity.agent_type)
+    return {
+        "call_id": call.call_id, "kind": call.kind, "started_at": call.started_at,
+        "predicted_end": call.started_at + forecast.expected_s,
+        "remaining_s": {str(level): forecast.quantile(level) for level in REPORTED_LEVELS},
+        "forecast_from": forecast.source,
     }

@@ -1,0 +1,47 @@
+"""What a forecaster is, and how far a call with stages has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tokencake_sglang.core.forecast.forecast import Forecast
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of a call that have not finished, in order, each a name and its estimate in seconds.
+
+    `since_s` is the time since a stage finished last; None: none of this call has.
+    """
+
+    remaining: tuple[tuple[str, float], ...]
+    since_s: float | None
+
+
+class Forecaster(Protocol):
+    """Equal lessons in equal order give equal forecasts, on every rank. Times are seconds; `agent_type` None is a type
+    of its own."""
+
+    def predict(
+        self, agent_type: str | None, kind: str, estimate_s: float | None, stages: Stages | None, elapsed_s: float,
+    ) -> Forecast:
+        """Of a call that has lasted `elapsed_s` and still runs. Changes nothing."""
+        ...
+
+    def observe(self, agent_type: str | None, kind: str, estimate_s: float | None, duration_s: float) -> None:
+        """A call (or a stage, whose kind is "kind/stage") has taken so long; its caller had given this estimate."""
+        ...
+
+    def dump(self) -> list[list[Any]]:
+        """What was learnt, oldest first, as rows for `load`: values that JSON has. Takes no time worth speaking of."""
+        ...
+
+    def load(self, rows: list[list[Any]]) -> None:
+        """Learn what `dump` gave, in another run perhaps. ValueError when a row is not one of this forecaster's."""
+        ...
+
+
+def stage_kind(kind: str, stage: str) -> str:
+    """The kind under which a stage is learnt."""
+    return f"{kind}/{stage}"
