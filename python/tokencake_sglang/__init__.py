@@ -12,6 +12,7 @@ _HOMES = {
     "Stage": "frontend.tool",
     "Tool": "frontend.tool",
     "ToolError": "frontend.tool",
+    "stage_done": "frontend.tool",
     "tool": "frontend.tool",
     "app": "frontend.identity",
     "AgentFunction": "frontend.sglang_backend",

@@ -76,8 +76,13 @@ class Engine(SGLangEngine):
 
     def stall_started(self, **fields: Any) -> dict[str, Any]:
         """The agent waits for a tool: `agent_id` and/or `lifecycle_id`, and optionally `kind`,
-        `estimated_duration_s` (seconds), `call_id`. Returns the body of the control API's answer."""
+        `estimated_duration_s` (seconds), `call_id`, `stages` (a list of objects with `name` and `estimated_s`). Returns
+        the body of the control API's answer."""
         return self._event("stall_started", fields)
+
+    def stage_finished(self, **fields: Any) -> dict[str, Any]:
+        """A stage of an open call is over: identity, `stage`, and optionally `call_id`."""
+        return self._event("stage_finished", fields)
 
     def stall_finished(self, **fields: Any) -> dict[str, Any]:
         """The agent goes on: identity, and optionally `call_id` and `outcome` ("ok", "error", "cancelled")."""

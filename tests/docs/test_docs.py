@@ -14,6 +14,7 @@ import pytest
 from tokencake_sglang.cli import SUBCOMMANDS
 from tokencake_sglang.core import controller
 from tokencake_sglang.core.config import OFFLOAD_POLICIES, TokenCakeConfig
+from tokencake_sglang.core.forecast import curve, presets, quantile, samples
 from tokencake_sglang.core.policy import eager
 from tokencake_sglang.core.types import Footprint, PoolView
 from tokencake_sglang.server.options import build_parser
@@ -91,6 +92,17 @@ def test_the_constants_of_the_policy_and_the_controller_are_documented_with_thei
     used = {name: getattr(eager, name) for name in vars(eager) if name.isupper()}
     used |= {name: getattr(controller, name) for name in vars(controller) if re.fullmatch(r"[A-Z_]+(_S|_STEP)", name)}
     assert found == {name: str(value) for name, value in used.items()}
+
+
+def test_the_constants_and_presets_of_the_forecast_are_documented_with_their_values():
+    rows = table(text_of(DOCS / "forecast.md"))
+    modules = (curve, presets, quantile, samples)
+    used = {name: value for module in modules for name, value in vars(module).items()
+            if name.isupper() and isinstance(value, (int, float))}
+    del used["KNEE"], used["MEAN_DEVIATION"], used["NORMAL_END"]  # a detail, and two properties of the normal distribution
+    assert {name: cells[0] for name, cells in rows.items() if name.isupper()} == {k: str(v) for k, v in used.items()}
+    documented = {name: (float(cells[0]), float(cells[1])) for name, cells in rows.items() if name in presets.PRESETS}
+    assert documented == presets.PRESETS
 
 
 def test_every_reason_of_a_decline_is_documented():

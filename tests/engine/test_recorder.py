@@ -136,7 +136,11 @@ def test_events_are_read_as_they_pass_and_state_calls_are_not(watched):
     watched.step(TokenCakeControlReq(control_id="1", op="state", payload=json.dumps(
         {"event": "agent_finished", "agent_id": "a"})))
     watched.step(TokenCakeControlReq(control_id="2", op="event", payload=json.dumps(
-        {"event": "stall_started", "agent_id": "a", "kind": "search", "estimated_duration_s": 2.5})))
+        {"event": "stall_started", "agent_id": "a", "kind": "search", "estimated_duration_s": 2.5, "call_id": "c"})))
+    watched.step(TokenCakeControlReq(control_id="3", op="event", payload=json.dumps(
+        {"event": "stage_finished", "agent_id": "a", "stage": "network", "call_id": "c"})))
+    stall = next(iter(watched.recorder.recording._named.values())).stall
+    assert stall.ended_at is None and list(stall.open) == ["c"]
     watched.end(watched.add(agent="a"))
     watched.step()
     first, second = watched.rows()

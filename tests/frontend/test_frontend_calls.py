@@ -63,6 +63,7 @@ def test_both_events_name_the_agent_of_the_request_the_call_and_the_tools_estima
         "kind": "search",
         "estimated_duration_s": 2.0,
         "call_id": started["call_id"],
+        "stages": [{"name": "a", "estimated_s": 0.5}, {"name": "b", "estimated_s": 1.5}],
     }
     assert finished == {
         "event": "stall_finished",
@@ -423,3 +424,83 @@ def test_programs_of_many_threads_do_not_mix_their_apps(peer, endpoint):
         thread.join()
     assert len(peer.generates) == 8
     assert all(body["tokencake"]["app_id"] == body["text"] for body in peer.generates)
+
+
+def test_a_running_tool_reports_its_stages_by_name_and_call(peer, endpoint):
+    @tc.tool(stages=[tc.Stage("network", 1.5), tc.Stage("rank", 0.5)])
+    def search():
+        tc.stage_done("network")
+        return "found"
+
+    @tc.agent
+    def prog(s):
+        s += "x" + sgl.gen("g") + tc.call(search)
+
+    state = prog.run(backend=endpoint)
+    assert state["result"] == "found"
+    state.sync()
+    started, stage, finished = peer.events[:3]
+    assert stage == {
+        "event": "stage_finished",
+        "agent_id": started["agent_id"],
+        "call_id": started["call_id"],
+        "stage": "network",
+    }
+    assert finished["event"] == "stall_finished"
+
+
+def test_a_coroutine_tool_reports_its_stages_too(peer, endpoint):
+    @tc.tool(stages=[tc.Stage("one", 1.0)])
+    async def later():
+        tc.stage_done("one")
+
+    @tc.agent
+    def prog(s):
+        s += "x" + sgl.gen("g") + tc.call(later)
+
+    prog.run(backend=endpoint).sync()
+    assert [event["stage"] for event in peer.events if event["event"] == "stage_finished"] == ["one"]
+
+
+def test_a_tool_that_is_called_directly_reports_no_stage_and_neither_does_code_outside_a_tool(peer, endpoint):
+    @tc.tool(stages=[tc.Stage("network", 1.5)])
+    def search():
+        tc.stage_done("network")
+        return "found"
+
+    @tc.agent
+    def prog(s):
+        s += "x" + sgl.gen("g") + tc.call(search)
+        s.sync()
+        tc.stage_done("network")
+        assert search() == "found"
+
+    prog.run(backend=endpoint).sync()
+    assert search() == "found"
+    assert [event["event"] for event in peer.events].count("stage_finished") == 1
+
+
+def test_no_stage_is_sent_for_a_call_whose_start_was_refused(peer, endpoint):
+    @tc.tool(stages=[tc.Stage("network", 1.5)])
+    def search():
+        tc.stage_done("network")
+
+    @tc.agent
+    def prog(s):
+        s += tc.call(search)  # before its first request the agent is unknown
+
+    prog.run(backend=endpoint).sync()
+    assert [event["event"] for event in peer.events][:1] == ["stall_started"]
+    assert all(event["event"] != "stage_finished" for event in peer.events)
+
+
+@pytest.mark.parametrize("stages", [
+    [tc.Stage("a", 1.0), tc.Stage("a", 2.0)], [tc.Stage(f"s{i}", 1.0) for i in range(33)]])
+def test_stages_that_the_server_would_refuse_are_refused(stages):
+    with pytest.raises(ValueError, match="stages of tool"):
+        tc.tool(lambda: None, name="t", stages=stages)
+
+
+def test_a_stage_without_a_proper_name_is_refused():
+    with pytest.raises(ValueError, match="stage name"):
+        tc.Stage("", 1.0)

@@ -22,7 +22,8 @@ from tokencake_sglang.server.schema import (
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=12)
-FIELD_NAMES = st.sampled_from([*METADATA_KEYS, "event", "kind", "call_id", "outcome", "estimated_duration_s", "x"])
+FIELD_NAMES = st.sampled_from([*METADATA_KEYS, "event", "kind", "call_id", "outcome", "estimated_duration_s", "stages",
+                               "stage", "name", "estimated_s", "x"])
 
 
 def nested(depth: int) -> object:
@@ -75,6 +76,14 @@ def test_bad_metadata_is_refused_in_a_sentence_that_names_what_was_found(metadat
      {"event": "stall_started", "agent_id": "a", "kind": "tool", "estimated_duration_s": 0.0}),
     ({"event": "stall_started", "agent_id": "a", "estimated_duration_s": 86400.0, "kind": None},
      {"event": "stall_started", "agent_id": "a", "kind": "tool", "estimated_duration_s": 86400.0}),
+    ({"event": "stall_started", "agent_id": "a", "stages": [{"name": "s", "estimated_s": 2}]},
+     {"event": "stall_started", "agent_id": "a", "kind": "tool", "stages": [{"name": "s", "estimated_s": 2.0}]}),
+    ({"event": "stall_started", "agent_id": "a", "stages": []},
+     {"event": "stall_started", "agent_id": "a", "kind": "tool"}),
+    ({"event": "stage_finished", "agent_id": "a", "call_id": "c", "stage": "s"},
+     {"event": "stage_finished", "agent_id": "a", "call_id": "c", "stage": "s"}),
+    ({"event": "stage_finished", "lifecycle_id": "l", "call_id": None, "stage": "s"},
+     {"event": "stage_finished", "lifecycle_id": "l", "stage": "s"}),
     ({"event": "stall_finished", "agent_id": "a"}, {"event": "stall_finished", "agent_id": "a", "outcome": "ok"}),
     ({"event": "stall_finished", "agent_id": "a", "call_id": "c", "outcome": "cancelled"},
      {"event": "stall_finished", "agent_id": "a", "call_id": "c", "outcome": "cancelled"}),
@@ -105,6 +114,20 @@ def test_good_events_are_read_with_their_defaults(sent, read):
     ({"event": "stall_started", "agent_id": "a", "estimated_duration_s": math.nan}, "nan"),
     ({"event": "stall_started", "agent_id": "a", "estimated_duration_s": math.inf}, "inf"),
     ({"event": "stall_started", "agent_id": "a", "estimated_duration_s": 10 ** 5000}, "bits"),
+    ({"event": "stage_finished", "agent_id": "a", "call_id": "c"}, "stage is missing"),
+    ({"event": "stage_finished", "agent_id": "a", "stage": ""}, "stage has 0"),
+    ({"event": "stage_finished", "agent_id": "a", "stage": 3}, "stage is 3"),
+    ({"event": "stall_finished", "agent_id": "a", "stage": "s"}, "'stage'"),
+    *[({"event": "stall_started", "agent_id": "a", "stages": stages}, words) for stages, words in [
+        ("network", "stages is 'network'"), ({"name": "s"}, "an object with 1"), (0, "stages is 0"),
+        (False, "stages is false"), ("", "stages is ''"),
+        ([{"name": f"s{i}", "estimated_s": 1} for i in range(33)], "a list of 33"),
+        (["s"], "stages[0] is 's'"), ([{"name": "s"}], "stages[0] has no estimated_s"),
+        ([{"estimated_s": 1}], "stages[0] has no name"), ([{"name": "s", "estimated_s": 1, "x": 2}], "'x'"),
+        ([{"name": "s", "estimated_s": None}], "no estimated_s"),
+        ([{"name": "s", "estimated_s": 1}, {"name": "t", "estimated_s": -1}], "stages[1].estimated_s is -1"),
+        ([{"name": "s", "estimated_s": 1}, {"name": "s", "estimated_s": 2}], "an earlier stage"),
+        ([{"name": "", "estimated_s": 1}], "stages[0].name has 0"), ([{"name": ["s"], "estimated_s": 1}], "a list of 1")]],
 ])
 def test_bad_events_are_refused_in_a_sentence_that_names_what_was_found(event, words):
     with pytest.raises(MetadataError) as caught:

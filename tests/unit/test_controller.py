@@ -136,6 +136,75 @@ def test_a_stall_shorter_than_the_floor_moves_nothing(server):
     assert server.mechanism.log == []
 
 
+def expected(server: Server, kind: str = "tool") -> float:
+    """What a call with an estimate of 20 s is expected to last."""
+    return server.controller.forecaster.predict(None, kind, 20.0, None, 0.0).expected_s
+
+
+def test_finished_calls_teach_the_forecast_and_failed_ended_and_forgotten_ones_do_not(server):
+    server.stalled(seconds=20.0)
+    server.at(102.0)
+    server.send("stall_finished", call_id="c1", outcome="error")
+    assert expected(server) == 20.0
+    server.stall(call_id="c2")
+    server.at(104.0)
+    server.send("agent_finished")
+    assert expected(server) == 20.0
+    server.ask("forgotten")
+    server.answer("forgotten")
+    server.stall("forgotten")
+    server.at(108.0)
+    server.mechanism.land("forgotten")
+    for hours in range(1, 5):
+        server.at(108.0 + hours * server.controller.config.agent_idle_s)
+    assert server.agent("forgotten") is None and expected(server) == 20.0
+    server.ask("b")
+    server.answer("b")
+    server.stall("b")
+    server.at(server.controller.now + 2.0)
+    server.finish("b")
+    assert expected(server) < 12.0
+
+
+def test_the_next_request_teaches_the_forecast_once(server):
+    server.stalled(seconds=20.0)
+    server.at(105.0)
+    server.ask()
+    learnt = expected(server)
+    assert learnt < 12.0
+    server.at(110.0)
+    assert server.finish() == "late_finish"
+    assert expected(server) == learnt
+
+
+def test_stages_of_a_call_move_its_predicted_end_and_wake_the_agent(server):
+    server.stalled(seconds=20.0)
+    server.send("stall_started", call_id="c2", stages=[
+        {"name": "network", "estimated_s": 30.0}, {"name": "rank", "estimated_s": 10.0}])
+    assert server.controller.stall_view(server.agent()).predicted_end == 140.0
+    server.at(102.0)
+    assert server.send("stage_finished", call_id="c2", stage="network") == "applied"
+    assert server.controller.next_wake == 102.0
+    assert server.controller.stall_view(server.agent()).predicted_end == 120.0
+    assert server.send("stage_finished", call_id="c2", stage="parse") == "conflict"
+    assert server.send("stage_finished", "nobody", call_id="c2", stage="network") == "unknown_agent"
+
+
+def test_a_stage_of_an_ended_agent_is_late(server):
+    server.stalled()
+    server.send("agent_finished")
+    assert server.send("stage_finished", call_id="c1", stage="network") == "late_finish"
+
+
+def test_a_forecast_is_as_of_now_and_the_predicted_end_is_not(server):
+    server.stalled(seconds=20.0)
+    first = server.controller.stall_view(server.agent())
+    server.at(140.0)
+    later = server.controller.stall_view(server.agent())
+    assert later.predicted_end == first.predicted_end == 120.0
+    assert first.forecast.quantile(0.5) == 20.0 and later.forecast.quantile(0.5) > 20.0
+
+
 def test_a_stall_without_an_estimate_lasts_the_default(server):
     server.stalled(seconds=None)
     assert server.controller.stall_view(server.agent()).predicted_end == 101.0

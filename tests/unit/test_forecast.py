@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.forecast import LEVELS, Forecast, Stages, make_forecaster
 from tokencake_sglang.core.forecast.paper import PaperForecaster
-from tokencake_sglang.core.forecast.quantile import FEW, QuantileForecaster
+from tokencake_sglang.core.forecast.quantile import FEW, MANY, QuantileForecaster
 from tokencake_sglang.core.forecast.samples import KEYS_KEPT, SAMPLES_KEPT
 from tokencake_sglang.emulator.workloads.distributions import named, sample
 
@@ -198,6 +198,14 @@ def test_a_kind_that_was_not_seen_goes_by_all_kinds_unless_it_is_known(quantile)
     found = predict(quantile, kind="new")
     assert found.source == "history of all kinds" and found.quantile(0.5) == pytest.approx(7.0, rel=0.02)
     assert predict(quantile, kind="image_generation").source == "kind"
+
+
+def test_a_few_calls_of_one_kind_do_not_speak_for_all_others(quantile):
+    teach(quantile, *[60.0] * (MANY - 1), estimate=6.0, kind="k")
+    assert predict(quantile, kind="new").source == "default" and predict(quantile, 5.0, kind="new").expected_s == 5.0
+    teach(quantile, 60.0, estimate=6.0, kind="k")
+    assert predict(quantile, kind="new").source == "history of all kinds"
+    assert predict(quantile, 5.0, kind="new").quantile(0.5) == pytest.approx(50.0, rel=0.05)
 
 
 def test_kinds_do_not_mix(quantile):

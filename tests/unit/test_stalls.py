@@ -9,7 +9,7 @@ import pytest
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.forecast import make_forecaster
 from tokencake_sglang.core.forecast.curve import SHORTEST_S
-from tokencake_sglang.core.stalls import CLOSED_CALLS_KEPT, OPEN_CALLS_MAX, CallTable
+from tokencake_sglang.core.stalls import CLOSED_CALLS_KEPT, OPEN_CALLS_MAX, CallTable, Lesson
 from tokencake_sglang.core.types import StallView
 
 
@@ -236,3 +236,113 @@ def test_as_many_calls_as_may_be_open_can_all_finish_late(calls):
         start(calls, call_id=f"c{i}")
     calls.end_all()
     assert {calls.finish(12.0, f"c{i}", "ok").result for i in range(OPEN_CALLS_MAX)} == {"late_finish"}
+
+
+# -- stages -----------------------------------------------------------------------------------------------------
+
+STAGES = (("network", 3.0), ("rank", 1.0))
+
+
+def staged(calls, call_id="c1", stages=STAGES):
+    assert calls.start(10.0, call_id, "search", None, stages).result == "applied"
+
+
+def test_without_an_estimate_the_sum_of_the_stages_is_the_estimate(calls):
+    staged(calls)
+    assert view(calls).predicted_end == 14.0
+
+
+def test_the_same_call_with_other_stages_is_a_conflict(calls):
+    staged(calls)
+    assert calls.start(10.0, "c1", "search", None, STAGES).result == "duplicate"
+    assert calls.start(10.0, "c1", "search", None, STAGES[:1]).result == "conflict"
+
+
+def test_a_stage_is_finished_once_and_moves_the_predicted_end(calls):
+    staged(calls)
+    assert calls.finish_stage(15.0, "c1", "network").result == "applied"
+    assert calls.finish_stage(15.5, "c1", "network").result == "duplicate"
+    assert view(calls, now=15.2).predicted_end == pytest.approx(16.0)
+
+
+def test_stages_may_finish_in_any_order_and_without_a_call_id_while_one_call_is_open(calls):
+    staged(calls)
+    assert calls.finish_stage(11.0, None, "rank").result == "applied"
+    assert view(calls, now=11.0).predicted_end == pytest.approx(14.0)
+    assert calls.finish_stage(12.0, None, "network").result == "applied"
+
+
+@pytest.mark.parametrize(("call_id", "stage", "words"), [
+    ("c1", "parse", "no stage 'parse'"), ("c2", "network", "not started"), (None, "network", "which one")])
+def test_a_stage_of_an_unknown_call_an_unknown_stage_and_a_stage_of_several_calls_are_conflicts(
+        calls, call_id, stage, words):
+    staged(calls)
+    if call_id is None:
+        staged(calls, "another")
+    reply = calls.finish_stage(11.0, call_id, stage)
+    assert (reply.status, reply.result) == (409, "conflict") and words in reply.message
+
+
+def test_a_stage_of_an_ended_call_is_late_and_teaches_nothing(calls):
+    staged(calls)
+    calls.finish_stage(13.0, "c1", "network")
+    calls.finish(14.0, "c1", "ok")
+    calls.take_lessons()
+    assert calls.finish_stage(15.0, "c1", "rank").result == "late_finish"
+    assert calls.finish_stage(15.0, "c1", "network").result == "duplicate"
+    assert calls.finish_stage(15.0, "c1", "parse").result == "conflict"
+    assert calls.take_lessons() == []
+
+
+# -- what teaches -----------------------------------------------------------------------------------------------
+
+
+def test_a_finish_teaches_once(calls):
+    start(calls, now=10.0)
+    assert calls.take_lessons() == []
+    calls.finish(13.0, "c1", "ok")
+    assert calls.take_lessons() == [Lesson("search", 2.0, 3.0)]
+    calls.finish(14.0, "c1", "ok")
+    assert calls.take_lessons() == []
+
+
+@pytest.mark.parametrize("outcome", ["error", "cancelled"])
+def test_a_call_that_failed_teaches_nothing(calls, outcome):
+    start(calls)
+    calls.finish(13.0, "c1", outcome)
+    assert calls.take_lessons() == []
+
+
+def test_the_next_request_teaches_the_length_of_the_only_call_and_a_late_finish_nothing_more(calls):
+    start(calls, now=10.0)
+    calls.end_all(14.0)
+    assert calls.take_lessons() == [Lesson("search", 2.0, 4.0)]
+    calls.finish(15.0, "c1", "ok")
+    assert calls.take_lessons() == []
+
+
+def test_the_next_request_teaches_nothing_of_several_calls(calls):
+    start(calls, call_id="c1")
+    start(calls, call_id="c2")
+    calls.end_all(14.0)
+    assert calls.take_lessons() == []
+
+
+def test_the_end_of_an_agent_teaches_nothing(calls):
+    start(calls)
+    calls.end_all()
+    assert calls.take_lessons() == []
+
+
+def test_each_stage_teaches_and_the_finish_teaches_the_last_one_and_the_whole(calls):
+    staged(calls)
+    calls.finish_stage(12.0, "c1", "network")
+    assert calls.take_lessons() == [Lesson("search/network", 3.0, 2.0)]
+    calls.finish(12.5, "c1", "ok")
+    assert calls.take_lessons() == [Lesson("search", 4.0, 2.5), Lesson("search/rank", 1.0, 0.5)]
+
+
+def test_stages_that_were_not_reported_teach_nothing(calls):
+    staged(calls)
+    calls.finish(12.5, "c1", "ok")
+    assert calls.take_lessons() == [Lesson("search", 4.0, 2.5)]

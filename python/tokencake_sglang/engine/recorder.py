@@ -84,7 +84,9 @@ class Recorder(SchedulerExtension):
             self._sweep()
         for message in messages:
             if isinstance(message, TokenCakeControlReq) and message.op == "event":
-                self.recording.event(now, json.loads(message.payload))
+                event = json.loads(message.payload)
+                if event["event"] != "stage_finished":  # a trace has whole waits
+                    self.recording.event(now, event)
 
     def _added(self, now: float, req: Any) -> None:
         refused = req.to_finish is not None  # SGLang answers it with an error; its prompt has been replaced

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from sglang.lang.tracer import TracerProgramState
 
 from tokencake_sglang.frontend.events import EventClient, refused
 from tokencake_sglang.frontend.identity import AgentContext, check_id, current_app
-from tokencake_sglang.frontend.tool import TRACING, Tool, ToolError
+from tokencake_sglang.frontend.tool import STAGE_REPORTER, TRACING, Stage, Tool, ToolError
 
 PLAIN_FUNCTION_TYPE = "function"
 
@@ -177,8 +177,10 @@ class Endpoint(RuntimeEndpoint):
         kind: str = "tool",
         estimated_duration_s: float | None = None,
         call_id: str | None = None,
+        stages: Sequence[Stage] = (),
     ) -> dict[str, Any] | None:
-        """Report that the agent now waits for something outside the model, for about so many seconds."""
+        """Report that the agent now waits for something outside the model, for about so many seconds, in these
+        stages."""
         return self.events.send(
             {
                 "event": "stall_started",
@@ -186,7 +188,14 @@ class Endpoint(RuntimeEndpoint):
                 "kind": kind,
                 "estimated_duration_s": estimated_duration_s,
                 "call_id": call_id,
+                "stages": [{"name": stage.name, "estimated_s": float(stage.seconds)} for stage in stages] or None,
             }
+        )
+
+    def stage_finished(self, agent_id: str, stage: str, call_id: str | None = None) -> dict[str, Any] | None:
+        """Report that a stage of an open call is over."""
+        return self.events.send(
+            {"event": "stage_finished", "agent_id": agent_id, "call_id": call_id, "stage": stage}
         )
 
     def stall_finished(self, agent_id: str, call_id: str | None = None, outcome: str = "ok") -> dict[str, Any] | None:
@@ -240,20 +249,23 @@ class Endpoint(RuntimeEndpoint):
 
 @contextmanager
 def _stall(executor: StreamExecutor, tool: Tool) -> Iterator[None]:
-    """Report a stall of the executor's agent around the body. What it raises passes through."""
+    """Report a stall of the executor's agent around the body, and its stages within. What it raises passes through."""
     endpoint = executor.backend
     if not isinstance(endpoint, Endpoint):
         yield
         return
     agent_id, call_id = endpoint.context_of(executor).agent_id, uuid.uuid4().hex
-    answer = endpoint.stall_started(agent_id, tool.kind, tool.predict_time, call_id)
+    answer = endpoint.stall_started(agent_id, tool.kind, tool.predict_time, call_id, tool.stages)
+    # An unanswered start may have been applied, so its end is sent; a refused one was not.
+    known = not refused(answer)
+    token = STAGE_REPORTER.set((lambda stage: endpoint.stage_finished(agent_id, stage, call_id)) if known else None)
     outcome = "error"
     try:
         yield
         outcome = "ok"
     finally:
-        # An unanswered start may have been applied, so its finish is sent; a refused one was not.
-        if not refused(answer):
+        STAGE_REPORTER.reset(token)
+        if known:
             endpoint.stall_finished(agent_id, call_id, outcome)
 
 

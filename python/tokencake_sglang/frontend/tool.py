@@ -11,11 +11,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokencake_sglang.core.errors import TokenCakeError
+from tokencake_sglang.frontend.identity import check_id
 
 MAX_SECONDS = 86400.0
+MAX_STAGES = 32
 
 #: True in the context that runs a program only to see its expressions (see `TracedToolCall`).
 TRACING: ContextVar[bool] = ContextVar("tokencake_tracing", default=False)
+
+#: Inside a tool that a program called: what tells the server that a stage of it has finished.
+STAGE_REPORTER: ContextVar[Callable[[str], None] | None] = ContextVar("tokencake_stage_reporter", default=None)
+
+
+def stage_done(name: str) -> None:
+    """Tell the server that this stage of the running tool is over, which makes its forecast of the end better.
+
+    To be called inside a tool, on its own thread; elsewhere it does nothing, so that a tool can be called directly.
+    A stage that the tool does not have is refused by the server, which is logged once and changes nothing.
+    """
+    report = STAGE_REPORTER.get()
+    if report is not None:
+        report(name)
 
 
 class ToolError(TokenCakeError):
@@ -53,6 +69,7 @@ class Stage:
     seconds: float
 
     def __post_init__(self) -> None:
+        check_id("stage name", self.name)
         _check_seconds(f"stage {self.name!r}", self.seconds)
 
 
@@ -82,6 +99,10 @@ class Tool:
         for stage in self.stages:
             if not isinstance(stage, Stage):
                 raise TypeError(f"stages of tool {self.name!r}: found {stage!r}; allowed are Stage(name, seconds)")
+        names = [stage.name for stage in self.stages]
+        if len(names) > MAX_STAGES or len(set(names)) < len(names):
+            raise ValueError(f"stages of tool {self.name!r}: found {names}; allowed are at most {MAX_STAGES} with a name"
+                             " of their own each")
         if predict_time is not None:
             _check_seconds(f"predict_time of tool {self.name!r}", predict_time)
         elif self.stages:

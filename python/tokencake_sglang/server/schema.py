@@ -14,7 +14,8 @@ from tokencake_sglang.core.errors import MetadataError
 METADATA_KEYS = ("app_id", "graph_id", "node_id", "agent_type", "agent_id", "lifecycle_id")
 IDENTITY_KEYS = ("agent_id", "lifecycle_id")
 EVENT_KEYS = {
-    "stall_started": ("kind", "estimated_duration_s", "call_id"),
+    "stall_started": ("kind", "estimated_duration_s", "call_id", "stages"),
+    "stage_finished": ("call_id", "stage"),
     "stall_finished": ("call_id", "outcome"),
     "agent_finished": (),
 }
@@ -22,6 +23,8 @@ OUTCOMES = ("ok", "error", "cancelled")
 MAX_TEXT = 256
 MAX_DURATION_S = 86400.0
 MAX_EVENT_BYTES = 64 * 1024
+STAGE_KEYS = ("name", "estimated_s")
+MAX_STAGES = 32
 
 
 def parse_metadata(obj: Any) -> dict[str, str]:
@@ -70,7 +73,7 @@ def parse_request_metadata(obj: Any, prompts: int | None, samples: int) -> dict[
 def parse_event(obj: Any) -> dict[str, Any]:
     """One event, with defaults filled in (kind "tool", outcome "ok"); optional fields that were not given are absent.
 
-    `estimated_duration_s` comes back as float seconds.
+    `estimated_duration_s` and each stage's `estimated_s` come back as float seconds; an empty list of stages as none.
     """
     if not isinstance(obj, dict):
         raise MetadataError(f"the event is {_show(obj)}; allowed: a JSON object with the field event."
@@ -81,14 +84,18 @@ def parse_event(obj: Any) -> dict[str, Any]:
         raise MetadataError(f"event is {found}; allowed: {', '.join(EVENT_KEYS)}. Correct the field event.")
     values = _known(obj, name, ("event", *IDENTITY_KEYS, *EVENT_KEYS[name]))
     event: dict[str, Any] = {"event": name}
-    for key in (*IDENTITY_KEYS, "kind", "call_id"):
+    for key in (*IDENTITY_KEYS, "kind", "call_id", "stage"):
         if key in values:
             event[key] = _text(values[key], key)
     _need_identity(event, name)
     if "estimated_duration_s" in values:
         event["estimated_duration_s"] = _seconds(values["estimated_duration_s"], "estimated_duration_s")
+    if name == "stage_finished" and "stage" not in event:
+        raise MetadataError("stage is missing; allowed: the name of a stage that the call was started with. Add it.")
     if name == "stall_started":
         event.setdefault("kind", "tool")
+        if values.get("stages", []) != []:
+            event["stages"] = _stages(values["stages"])
     if name == "stall_finished":
         outcome = values.get("outcome", "ok")
         if not isinstance(outcome, str) or outcome not in OUTCOMES:
@@ -161,6 +168,27 @@ def _seconds(value: Any, name: str) -> float:
         raise MetadataError(f"{name} is {_show(value)}; allowed: a number of seconds from 0 to {MAX_DURATION_S:g}."
                             " Correct it, or leave it out if it is not known.")
     return float(value)
+
+
+def _stages(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or len(value) > MAX_STAGES:
+        raise MetadataError(f"stages is {_show(value)}; allowed: a list of at most {MAX_STAGES} objects with the fields"
+                            f" {', '.join(STAGE_KEYS)}. Correct it, or leave it out.")
+    stages, names = [], set()
+    for number, item in enumerate(value):
+        what = f"stages[{number}]"
+        fields = _known(item, what, STAGE_KEYS)
+        for key in STAGE_KEYS:
+            if key not in fields:
+                raise MetadataError(f"{what} has no {key}; allowed: an object with the fields {', '.join(STAGE_KEYS)}."
+                                    " Add it.")
+        name = _text(fields["name"], f"{what}.name")
+        if name in names:
+            raise MetadataError(f"{what}.name is {_show(name)}, which an earlier stage has; allowed: each name once."
+                                " Rename one of them.")
+        names.add(name)
+        stages.append({"name": name, "estimated_s": _seconds(fields["estimated_s"], f"{what}.estimated_s")})
+    return stages
 
 
 def _show(value: Any) -> str:

@@ -14,6 +14,7 @@ from tokencake_sglang.core.forecast.rows import check_row
 from tokencake_sglang.core.forecast.samples import Key, Samples, SampleStore
 
 FEW = 4
+MANY = 16
 ALL: Key = ()
 
 
@@ -48,12 +49,12 @@ class QuantileForecaster:
                 return history.curve(), 1.0, "history"
             if kind in PRESETS:
                 return self._unseen_curve("durations", kind), 1.0, "kind"
-            others = self._durations.get(ALL)
+            others = _of_all(self._durations)
             if others is not None:
                 return others.curve(), 1.0, "history of all kinds"
             return self._unseen_curve("durations", kind), 1.0, "default"
         unit_s = max(estimate_s, SHORTEST_S)
-        ratios = _most_specific(self._ratios, agent_type, kind) or self._ratios.get(ALL)
+        ratios = _most_specific(self._ratios, agent_type, kind) or _of_all(self._ratios)
         curve = self._unseen_curve("ratios", kind) if ratios is None else ratios.curve()
         if history is not None and history.curve().spread < curve.spread:
             return history.curve(), 1.0, "history"
@@ -123,6 +124,12 @@ def _keys(agent_type: str | None, kind: str) -> tuple[Key, Key]:
 
 def _kind_of(key: Key) -> str | None:
     return key[-1] if key else None
+
+
+def _of_all(store: SampleStore) -> Samples | None:
+    """The samples of all kinds, once there are MANY: the first kinds to be seen say little of others."""
+    samples = store.get(ALL)
+    return samples if samples is not None and len(samples) >= MANY else None
 
 
 def _most_specific(store: SampleStore, agent_type: str | None, kind: str) -> Samples | None:
