@@ -27,6 +27,8 @@ class Agent:
     lease_until: float | None = None
     upload_ready: bool = False  # an upload of this stall has landed, and the tool is still out
     wake_at: float | None = None
+    offloaded_at: float | None = None
+    offloaded_tokens: int = 0
     generation: int = 0
     requests: int = 0
 

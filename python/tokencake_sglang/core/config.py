@@ -8,7 +8,7 @@ from typing import Any
 
 from tokencake_sglang.core.errors import ConfigError
 
-OFFLOAD_POLICIES = ("eager", "none")
+OFFLOAD_POLICIES = ("eager", "none", "paper", "score")
 FORECASTS = ("quantile", "paper")
 
 
@@ -23,8 +23,13 @@ class TokenCakeConfig:
 
     offload_policy: str = _setting(
         "eager", "What to do with the KV of an agent that waits for a tool: 'eager' moves it to host memory"
-        " when the stall is expected to be longer than the floor, 'none' leaves it to the ordinary cache.",
+        " when the stall is expected to be longer than the floor, 'none' leaves it to the ordinary cache,"
+        " 'paper' and 'score' are the two published rules.",
         choices=OFFLOAD_POLICIES)
+    score_selection: str = _setting(
+        "first_fit", "Which waiting request justifies an offload of the policy 'score': the first of the queue that"
+        " fits into the memory, or the largest.",
+        choices=("first_fit", "best_fit"))
     stall_floor_s: float = _setting(
         0.5, "Stalls expected to be shorter than this many seconds keep their KV on the device.",
         low=0.0, high=86400.0)

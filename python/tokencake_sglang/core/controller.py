@@ -161,7 +161,8 @@ class Controller:
     def view(self, agent: Agent) -> AgentView:
         return AgentView(
             agent.key, agent.identity.agent_type, bool(agent.rids), self.stall_view(agent), agent.returned_at,
-            agent.move, agent.lease_until, self.mechanism.footprint(agent.key))
+            agent.move, agent.lease_until, self.mechanism.footprint(agent.key),
+            offloaded_at=agent.offloaded_at, offloaded_tokens=agent.offloaded_tokens)
 
     def stall_view(self, agent: Agent) -> StallView | None:
         return agent.calls.view(self.now, self.forecaster, agent.identity.agent_type)
@@ -223,6 +224,8 @@ class Controller:
             retry_at = self.now + DECLINED_RETRY_S
             self._sleep(agent, retry_at if agent.wake_at is None else min(agent.wake_at, retry_at))
             return
+        else:
+            agent.offloaded_at, agent.offloaded_tokens = self.now, tokens
         self._mark_due(agent)
 
     def _settle_upload(self, agent: Agent, *, stall_ended: bool) -> None:

@@ -39,11 +39,13 @@ Action = Offload | CancelOffload | Upload | Release
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do now for one agent, why, and when to look again (None: at its next event)."""
+    """What to do now for one agent, why, and when to look again (None: at its next event). `figures` are what it
+    rests on, by name."""
 
     action: Action | None
     reason: str
     wake_at: float | None = None
+    figures: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

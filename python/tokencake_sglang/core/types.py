@@ -105,3 +105,7 @@ class AgentView:
     move: str | None  # "offload" or "upload" while one is under way
     lease_until: float | None
     footprint: Footprint
+    importance: float = 0.0  # 0 to 10, by its place in the application's graph; 0 where no graph is known
+    near_completion: bool = False  # whether little of the application is left after it
+    offloaded_at: float | None = None  # when its last offload ended, whatever came after it
+    offloaded_tokens: int = 0  # how many tokens that one took off the device

@@ -18,6 +18,7 @@ class DecisionLog:
             "now": now, "agent": key, "reason": decision.reason, "wake_at": decision.wake_at,
             "action": type(action).__name__ if action is not None else None,
             "terms": asdict(action) if action is not None else None,
+            "figures": dict(decision.figures),
             "outcome": asdict(outcome) if outcome is not None else None,
         }
         self.file.write(json.dumps(line, sort_keys=True) + "\n")

@@ -61,7 +61,7 @@ class EagerPolicy:
             return Decision(None, "the stall is shorter than the floor", wake_at=upload_at)
         if agent.footprint.unshared_device_tokens < self.config.min_offload_tokens:
             return Decision(None, "too little unshared KV on the device", wake_at=upload_at)
-        return Decision(Offload(_host_lease_end(agent)), "the stall is longer than the floor", wake_at=upload_at)
+        return Decision(Offload(host_lease_end(agent)), "the stall is longer than the floor", wake_at=upload_at)
 
     def _return_is_near(self, agent: AgentView, pool: PoolView, now: float, lease_end: float) -> Decision:
         if agent.move is None and agent.footprint.restore_tokens >= MIN_UPLOAD_TOKENS:
@@ -71,7 +71,7 @@ class EagerPolicy:
     def _late(self, now: float, agent: AgentView) -> Decision:
         if agent.move is not None:
             return Decision(None, "a move is under way")
-        host_end = _host_lease_end(agent)
+        host_end = host_lease_end(agent)
         if agent.footprint.unshared_device_tokens >= self.config.min_offload_tokens:
             return Decision(Offload(host_end), "the tool is late: the memory goes back", wake_at=now + LATE_RETRY_S)
         if now >= host_end:
@@ -85,7 +85,7 @@ class EagerPolicy:
         return Decision(Upload(room, lease_until), reason, wake_at=now + RETRY_S)
 
 
-def _host_lease_end(agent: AgentView) -> float:
+def host_lease_end(agent: AgentView) -> float:
     """When a stalled agent's host copy loses its protection: clamp(4 D, 60, 3600) s after the call started."""
     length = agent.stall.predicted_end - agent.stall.started_at
     return agent.stall.started_at + min(max(4 * length, HOST_LEASE_MIN_S), HOST_LEASE_MAX_S)
