@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,19 @@ class Costs:
     def recompute_token_s(self, tokens: int, position: int) -> float:
         """The same per token, without the cost of an operation."""
         return self.prefill_token_s + (position + tokens / 2) * self.prefill_pair_s
+
+    def to_tuple(self) -> tuple[float, ...]:
+        """The figures in the order of the fields; `from_tuple` reads them."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    @classmethod
+    def from_tuple(cls, figures: Sequence[float]) -> Costs:
+        """Raises ValueError when the number of figures is not that of the fields."""
+        expected = len(fields(cls))
+        if len(figures) != expected:
+            raise ValueError(f"Costs came as {len(figures)} figures; there are {expected}. Run one version everywhere.")
+        return cls(*figures)
+
+    def differs(self, other: Costs, share: float) -> bool:
+        """Whether any figure is more than `share` (0.05: 5 %) away from that of `other`."""
+        return any(abs(mine - its) > share * its for mine, its in zip(self.to_tuple(), other.to_tuple(), strict=True))
