@@ -1,0 +1,58 @@
+"""The agent of a request whose client sent no `tokencake` object: what to look at, and the end of an agent.
+
+A request that speaks no dialect costs a look at its header names and one search of its body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Iterable
+
+from tokencake_sglang.server.dialects import HEADER_NAMES, NEEDLES
+from tokencake_sglang.server.routes import Gateway
+
+logger = logging.getLogger(__name__)
+
+_HEADERS = {name.encode(): name for name in HEADER_NAMES}
+# A quote within a JSON text is escaped, so that a key which a prompt only quotes is not found.
+_KEYS = re.compile(b'"(?:' + "|".join(map(re.escape, sorted(NEEDLES))).encode() + b')"\\s*:')
+
+
+def header_hints(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The headers (as ASGI gives them) that a dialect reads; the first of a name counts."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        known = _HEADERS.get(name.lower())
+        if known is not None:
+            found.setdefault(known, value.decode("latin-1"))
+    return found
+
+
+def may_speak(body: bytes) -> bool:
+    """Whether the body has a key with which a dialect names an agent. Searches; parses nothing."""
+    return _KEYS.search(body) is not None
+
+
+class AgentEnds:
+    """Ends agents whose client said that a request was the last, without keeping the answer waiting for it."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._running: set[asyncio.Task[None]] = set()
+
+    def end(self, agent_id: str) -> None:
+        """Send the event `agent_finished`, in a task of its own; to be called once the answer has ended."""
+        task = asyncio.get_running_loop().create_task(self._tell(agent_id))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _tell(self, agent_id: str) -> None:
+        try:
+            status, _ = await self._gateway.call("event", {"event": "agent_finished", "agent_id": agent_id})
+        except Exception:
+            logger.warning("an agent could not be ended after its last request", exc_info=True)
+            return
+        if status >= 429:  # 404: none of its requests was served
+            logger.warning("an agent could not be ended after its last request: the scheduler answered %d", status)
