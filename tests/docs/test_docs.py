@@ -15,7 +15,7 @@ from tokencake_sglang.cli import SUBCOMMANDS
 from tokencake_sglang.core import controller
 from tokencake_sglang.core.config import OFFLOAD_POLICIES, TokenCakeConfig
 from tokencake_sglang.core.forecast import curve, presets, quantile, samples
-from tokencake_sglang.core.policy import eager, paper, published, score
+from tokencake_sglang.core.policy import cost, eager, paper, published, score
 from tokencake_sglang.core.types import Footprint, PoolView
 from tokencake_sglang.server.options import build_parser
 
@@ -89,7 +89,7 @@ def test_every_policy_has_its_heading():
 
 def test_the_constants_of_the_policy_and_the_controller_are_documented_with_their_values():
     found = {name: cells[0] for name, cells in table(text_of(DOCS / "policies.md")).items() if name.isupper()}
-    used = {name: value for module in (eager, published, paper, score)
+    used = {name: value for module in (cost, eager, published, paper, score)
             for name, value in vars(module).items() if name.isupper()}
     used |= {name: getattr(controller, name) for name in vars(controller) if re.fullmatch(r"[A-Z_]+(_S|_STEP)", name)}
     assert found == {name: str(value) for name, value in used.items()}

@@ -132,7 +132,7 @@ def test_room_on_the_host_is_made_from_unprotected_copies_only(moving):
     for token, key in ((3, "keep"), (4, "ordinary")):
         m.h.serve([token] * 48, key)
         m.send_away(key)
-    del m.h.cache.owners.protected["ordinary"]
+    m.h.cache.owners.unprotect("ordinary")
     m.h.serve(LEFT, "a")
     assert m.offload("a").accepted  # 32 free, 48 ordinary, 64 wanted
     m.h.settle()

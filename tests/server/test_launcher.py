@@ -31,7 +31,8 @@ def test_without_the_switch_there_are_no_settings():
 
 def test_every_setting_has_a_flag_that_sets_it():
     for f in fields(TokenCakeConfig):
-        other = "none" if isinstance(f.default, str) else f.metadata["high"]
+        choices = f.metadata["choices"]
+        other = choices[-1] if choices else "none" if isinstance(f.default, str) else f.metadata["high"]
         config = config_of(*ON, options.flag_of(f.name), str(other))
         assert getattr(config, f.name) == other and type(getattr(config, f.name)) is type(f.default)
 
@@ -46,7 +47,7 @@ def test_every_setting_has_a_flag_that_sets_it():
     ([*ON, "--tokencake-lease-s", "nan"], "0 to 3600"),
     ([*ON, "--tokencake-load-slots", "4.5"], "'4.5'"),
     ([*ON, "--tokencake-load-slots", "3"], "4 to 256"),
-    ([*ON, "--tokencake-offload-policy", "best"], "eager, none"),
+    ([*ON, "--tokencake-offload-policy", "best"], "cost, eager, none"),
     (["--tokencake-lease-s", "1"], "Add --enable-tokencake"),
     (["--tokencake-config", "x.json"], "Add --enable-tokencake"),
     ([*ON, "--tokencake-config", "missing.json"], "cannot be read"),

@@ -30,6 +30,7 @@ class MemoryMechanism:
     log: list[tuple[str, Action]] = field(default_factory=list)
     done: list[MoveDone] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
+    expected: dict[str, float | None] = field(default_factory=dict)
 
     def footprint(self, key: str) -> Footprint:
         mine = self.tokens.get(key)
@@ -42,6 +43,9 @@ class MemoryMechanism:
     def pool(self) -> PoolView:
         loads = sum(kind == "upload" for kind in self.moves.values())
         return PoolView(100_000, self.free, 0, 0, 100_000, 100_000, 0, 0, 0, loads, self.load_slots)
+
+    def expect(self, key: str, at: float | None) -> None:
+        self.expected[key] = at
 
     def live_rids(self) -> frozenset[str]:
         return frozenset(self.live)

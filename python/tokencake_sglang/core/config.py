@@ -8,7 +8,8 @@ from typing import Any
 
 from tokencake_sglang.core.errors import ConfigError
 
-OFFLOAD_POLICIES = ("eager", "none", "paper", "score")
+OFFLOAD_POLICIES = ("cost", "eager", "none", "paper", "score")
+WRITE_POLICIES = ("hicache", "tokencake")
 FORECASTS = ("quantile", "paper")
 
 
@@ -22,14 +23,18 @@ class TokenCakeConfig:
     """Settings of the serving side. The launcher offers each as `--tokencake-<name>`; all times are seconds."""
 
     offload_policy: str = _setting(
-        "eager", "What to do with the KV of an agent that waits for a tool: 'eager' moves it to host memory"
-        " when the stall is expected to be longer than the floor, 'none' leaves it to the ordinary cache,"
-        " 'paper' and 'score' are the two published rules.",
+        "eager", "What to do with the KV of an agent that waits for a tool: 'cost' weighs what it is worth against the"
+        " memory that others want, 'eager' moves it to host memory when the stall is expected to be longer than the"
+        " floor, 'none' leaves it to the ordinary cache, 'paper' and 'score' are the two published rules.",
         choices=OFFLOAD_POLICIES)
     score_selection: str = _setting(
         "first_fit", "Which waiting request justifies an offload of the policy 'score': the first of the queue that"
         " fits into the memory, or the largest.",
         choices=("first_fit", "best_fit"))
+    write_policy: str = _setting(
+        "hicache", "When KV of agents is copied to the host: 'hicache' as --hicache-write-policy says, 'tokencake' only"
+        " when a decision asks for it.",
+        choices=WRITE_POLICIES)
     stall_floor_s: float = _setting(
         0.5, "Stalls expected to be shorter than this many seconds keep their KV on the device.",
         low=0.0, high=86400.0)

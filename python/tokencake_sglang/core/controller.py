@@ -14,7 +14,7 @@ from typing import Any
 from tokencake_sglang.core.agents import Agent, AgentTable
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.forecast import Forecaster, make_forecaster
-from tokencake_sglang.core.plan import Action, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
+from tokencake_sglang.core.plan import Action, Backup, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
 from tokencake_sglang.core.policy import make_policy
 from tokencake_sglang.core.stalls import Reply
 from tokencake_sglang.core.types import AgentIdentity, AgentView, StallView
@@ -23,9 +23,11 @@ DECISIONS_PER_STEP = 64
 DECLINED_RETRY_S = 0.25
 ACTIVE_RECHECK_S = 1.0
 TIMER_SLACK = 1024
+MOVED_TOKENS = {"offload": "tokens_offloaded", "backup": "tokens_backed_up", "upload": "tokens_uploaded"}
 
 COUNTERS = (
-    "stalls_started", "stalls_finished", "offloads_started", "offloads_completed", "offloads_declined",
+    "stalls_started", "stalls_finished", "backups_started", "backups_completed", "backups_declined", "tokens_backed_up",
+    "offloads_started", "offloads_completed", "offloads_declined",
     "tokens_offloaded", "uploads_started", "uploads_completed", "uploads_on_time", "uploads_late",
     "uploads_declined", "tokens_uploaded", "leases_ended", "agents_ended", "agents_forgotten",
 )
@@ -173,6 +175,7 @@ class Controller:
 
     def _decide(self, agent: Agent) -> None:
         decision = self.policy.decide(self.now, self.view(agent), self.mechanism.pool())
+        self.mechanism.expect(agent.key, decision.next_use)
         wake_at, outcome = decision.wake_at, None
         if decision.action is not None:
             outcome = self.mechanism.execute(agent.key, decision.action)
@@ -193,7 +196,7 @@ class Controller:
             self._record(agent, Release(), self.mechanism.execute(agent.key, Release()))
 
     def _record(self, agent: Agent, action: Action, outcome: Outcome) -> None:
-        kind = {Offload: "offload", Upload: "upload"}.get(type(action))
+        kind = {Offload: "offload", Backup: "backup", Upload: "upload"}.get(type(action))
         if isinstance(action, Release):
             agent.lease_until = None
             self.counters["leases_ended"] += 1
@@ -204,13 +207,14 @@ class Controller:
             self.declined[outcome.reason] = self.declined.get(outcome.reason, 0) + 1
             return
         agent.move = kind
-        agent.upload_ready = False
-        agent.lease_until = action.lease_until
+        if kind != "backup":
+            agent.upload_ready = False
+            agent.lease_until = action.lease_until
         self.counters[f"{kind}s_started"] += 1
 
     def _complete(self, key: str, kind: str, tokens: int) -> None:
         self.counters[f"{kind}s_completed"] += 1
-        self.counters[f"tokens_{kind}ed"] += tokens
+        self.counters[MOVED_TOKENS[kind]] += tokens
         agent = self.agents.get(key)
         if agent is None:
             return

@@ -17,16 +17,25 @@ class Offload:
 
 
 @dataclass(frozen=True)
+class Backup:
+    """Copy to the host what of the agent's KV has no copy there; it stays on the device and can leave it at once."""
+
+
+@dataclass(frozen=True)
 class CancelOffload:
     """Keep on the device what has not left it yet."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """Bring back at most `max_tokens` of the agent's latest path and protect it until `lease_until`."""
+    """Bring back at most `max_tokens` of the agent's latest path and protect it until `lease_until` (None: not at all).
+
+    It takes free memory and dead KV; with `displaces` also that of KV which is worth less, its next use being later.
+    """
 
     max_tokens: int
-    lease_until: float
+    lease_until: float | None
+    displaces: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,18 +43,22 @@ class Release:
     """End the agent's lease; its KV stays where it is, without protection."""
 
 
-Action = Offload | CancelOffload | Upload | Release
+Action = Offload | Backup | CancelOffload | Upload | Release
 
 
 @dataclass(frozen=True)
 class Decision:
     """What to do now for one agent, why, and when to look again (None: at its next event). `figures` are what it
-    rests on, by name."""
+    rests on, by name.
+
+    `next_use`: when the agent's KV is expected to be used again, by which victims are chosen; None: not known.
+    """
 
     action: Action | None
     reason: str
     wake_at: float | None = None
     figures: tuple[tuple[str, float], ...] = ()
+    next_use: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class MoveDone:
-    """A move has ended: `kind` is "offload" or "upload", `tokens` are those that really moved."""
+    """A move has ended: `kind` is "offload", "backup" or "upload", `tokens` are those that really moved."""
 
     key: str
     kind: str
@@ -84,6 +97,10 @@ class Mechanism(Protocol):
         ...
 
     def execute(self, key: str, action: Action) -> Outcome: ...
+
+    def expect(self, key: str, at: float | None) -> None:
+        """The agent's KV is expected to be used again at that time; None: nobody knows when."""
+        ...
 
     def take_completions(self) -> list[MoveDone]: ...
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from sglang.srt.disaggregation.kv_events import StorageMedium
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
 from sglang.srt.mem_cache.hiradix_cache import HiRadixCache
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.types import AgentIdentity
-from tokencake_sglang.engine.eviction import RankedStrategy
 from tokencake_sglang.engine.load_slots import WideLayerDoneCounter
-from tokencake_sglang.engine.owners import ANONYMOUS, OwnerIndex
+from tokencake_sglang.engine.owners import ANONYMOUS, RANK_DEAD, RANK_ORDINARY, OwnerIndex, owners_of
+from tokencake_sglang.engine.victims import VictimQueue
+from tokencake_sglang.engine.worth import Worth
+
+HOST_FULL_SHARE = 0.05  # a host pool with less free than this is full
 
 
 def agent_key(req: Any) -> str:
@@ -25,7 +30,7 @@ def agent_key(req: Any) -> str:
 
 
 class TokenCakeHiRadixCache(HiRadixCache):
-    """Adds to HiRadixCache: owner tags, eviction classes, uploads that later batches wait for, a step call.
+    """Adds to HiRadixCache: owner tags, victims by worth, uploads that later batches wait for, a step call.
 
     `on_step` runs once per scheduler iteration after SGLang has collected the finished copies and before the
     next batch is built; `on_backups_landed` when nodes that a copy to the host had locked are free again;
@@ -34,18 +39,26 @@ class TokenCakeHiRadixCache(HiRadixCache):
 
     def __init__(self, params: Any, server_args: Any, config: TokenCakeConfig) -> None:
         self.owners = OwnerIndex()
+        self.worth = Worth(self.owners, lambda: self.eviction_strategy)
+        self.device_victims = VictimQueue(self.worth.device_place, self.worth.on_device, joined=self.worth.joined)
+        self.host_victims = VictimQueue(self.worth.host_place, self.worth.on_host, usable=_is_free_on_host)
         self.on_step: Callable[[], None] = lambda: None
         self.on_reset: Callable[[], None] = lambda: None
         self.on_backups_landed: Callable[[], None] = lambda: None
+        self.held_nodes: Callable[[], Iterable[Any]] = tuple  # end nodes of the running requests' cached prefixes
         self.on_request_ended: Callable[[str, str], None] = lambda key, rid: None
         self._inserting = ANONYMOUS
+        self._is_unfinished = False
+        self.writes_on_decision = config.write_policy == "tokencake"
         self._match_met_load = False
         self._step = 0
         self._last_free_step = -1
         self.uploading: set[int] = set()  # ids of nodes whose load was started outside a batch
         self._started_early: set[int] = set()  # end nodes of loads queued by a batch but started outside one
         super().__init__(params, server_args)
-        self.eviction_strategy = RankedStrategy(self.eviction_strategy, self.owners.rank)
+        self.evictable_leaves = self.device_victims.leaves
+        self.evictable_host_leaves = self.host_victims.leaves
+        self.owners.on_lowered = self._on_lowered
         controller = self.cache_controller
         controller.layer_done_counter = WideLayerDoneCounter(controller.layer_num, config.load_slots)
         controller.mem_pool_device.register_layer_transfer_counter(controller.layer_done_counter)
@@ -66,11 +79,11 @@ class TokenCakeHiRadixCache(HiRadixCache):
     def cache_unfinished_req(self, req: Any, *args: Any, **kwargs: Any) -> None:
         waited_for, met_load = req.last_node, self._match_met_load
         self._last_free_step = self._step
-        self._inserting = agent_key(req)
+        self._inserting, self._is_unfinished = agent_key(req), True
         try:
             super().cache_unfinished_req(req, *args, **kwargs)
         finally:
-            self._inserting = ANONYMOUS
+            self._inserting, self._is_unfinished = ANONYMOUS, False
         self._match_met_load = met_load  # the match in there is not one for the batch being built
         if self.loads_in_flight() > 0 and self._is_loading(req.last_node, waited_for):
             # The tree's slots, still being filled, replaced those that the request had computed itself. Its
@@ -89,11 +102,119 @@ class TokenCakeHiRadixCache(HiRadixCache):
 
     def reset(self) -> None:
         super().reset()
+        self.device_victims.clear()
+        self.host_victims.clear()
         self.owners.clear()
         self.uploading.clear()
         self._started_early.clear()
         self._match_met_load = False
         self.on_reset()
+
+    # -- victims --------------------------------------------------------------------------------------------
+
+    def _inc_hit_count(self, node: Any, chunked: bool = False) -> None:
+        """A full host gets copies of an agent's KV when its request ends, not while the device holds it anyway; with
+        the write policy "tokencake" only a decision asks for them."""
+        if self._inserting != ANONYMOUS:
+            chunked = chunked or self.writes_on_decision or (self._is_unfinished and self._host_is_full())
+        super()._inc_hit_count(node, chunked)
+
+    def _host_is_full(self) -> bool:
+        host = self.token_to_kv_pool_host
+        return host.available_size() < HOST_FULL_SHARE * host.size
+
+    def _on_lowered(self, node: Any) -> None:
+        """What `node` is worth may have fallen."""
+        if node in self.evictable_leaves:
+            self.device_victims.push(node)
+        elif node in self.evictable_host_leaves:
+            self.host_victims.push(node)
+
+    def _evict_write_through(self, num_tokens: int) -> int:
+        """As HiRadixCache's, with the victims of the queue: what has a host copy leaves the device, the rest goes."""
+        evicted = 0
+        while evicted < num_tokens and (node := self.device_victims.next()) is not None:
+            evicted += self._give_up(node)
+        return evicted
+
+    def displace(self, num_tokens: int, below: float) -> int:
+        """Take at least `num_tokens` off the device, of KV worth less than `below`; fewer where there is no more."""
+        evicted = 0
+        while evicted < num_tokens and (node := self.device_victims.next()) is not None:
+            if not self._is_worth_less(node, self.worth.on_device, below):
+                break
+            evicted += self._give_up(node)
+        return evicted
+
+    def _is_worth_less(self, node: Any, worth: Callable[[Any], float], below: float) -> bool:
+        rank = self.owners.rank(node)
+        return rank == RANK_DEAD or (rank == RANK_ORDINARY and worth(node) < below)
+
+    def _give_up(self, node: Any) -> int:
+        with self.worth.resting_since(node):  # its parent, a leaf from now on, was not used after it
+            return self._evict_backuped(node) if node.backuped else self._evict_regular(node)
+
+    def evict_host(self, num_tokens: int, below: float = math.inf) -> None:
+        """As HiRadixCache's, with the victims of the queue: dead KV, then copies of what running requests hold on the
+        device, then the KV that is worth least, as long as that is less than `below`."""
+        evicted = 0
+        while evicted < num_tokens and (node := self.host_victims.next()) is not None:
+            if self.owners.rank(node) != RANK_DEAD:
+                if evicted < num_tokens:
+                    evicted += self._drop_duplicates(num_tokens - evicted)
+                if evicted >= num_tokens:
+                    return
+                if below < math.inf and not self._is_worth_less(node, self.worth.on_host, below):
+                    return
+            evicted += self._drop_from_host(node)
+        if evicted < num_tokens:
+            self._drop_duplicates(num_tokens - evicted)
+
+    def make_host_room(self, num_tokens: int, below: float) -> bool:
+        """Whether the host has room for `num_tokens`, after what is worth less than `below` has made some."""
+        missing = num_tokens - self.token_to_kv_pool_host.available_size()
+        if missing > 0:
+            self.evict_host(missing, below)
+        return self.token_to_kv_pool_host.available_size() >= num_tokens
+
+    def _drop_duplicates(self, num_tokens: int) -> int:
+        """Give up host copies of KV that running requests hold on the device, leaf side first."""
+        dropped = 0
+        for node in self.held_nodes():
+            while node.parent is not None and dropped < num_tokens and _has_one_owner(node):
+                if node.host_value is not None:
+                    if not self._is_spare_copy(node):
+                        break
+                    self._record_remove_event(node, medium=StorageMedium.CPU)
+                    dropped += self.cache_controller.evict_host(node.host_value)
+                    node.host_value = None
+                node = node.parent
+            if dropped >= num_tokens:
+                break
+        return dropped
+
+    def write_backup(self, node: Any, write_back: bool = False) -> int:
+        """As HiRadixCache's; room for the copy is not made from the copy that it continues."""
+        parent = node.parent
+        parent.protect_host()
+        try:
+            return super().write_backup(node, write_back)
+        finally:
+            parent.release_host()
+
+    def _is_spare_copy(self, node: Any) -> bool:
+        return (node.value is not None and node.lock_ref > 0 and node.host_ref_counter == 0
+                and node.write_through_pending_id is None and node.id not in self.uploading
+                and not any(child.backuped for child in node.children.values()))
+
+    def _drop_from_host(self, node: Any) -> int:
+        self._record_remove_event(node, medium=StorageMedium.CPU)
+        tokens = self.cache_controller.evict_host(node.host_value)
+        node.parent.children.pop(node.key.child_key(self.page_size))
+        self.evictable_host_leaves.discard(node)
+        self._update_host_leaf_status(node.parent)
+        self.on_node_removed(node)
+        return tokens
 
     # -- the step, and loads outside a batch ----------------------------------------------------------------
 
@@ -146,3 +267,13 @@ class TokenCakeHiRadixCache(HiRadixCache):
                 return True
             node = node.parent
         return False
+
+
+def _has_one_owner(node: Any) -> bool:
+    owners = owners_of(node)
+    return len(owners) == 1 and ANONYMOUS not in owners
+
+
+def _is_free_on_host(node: Any) -> bool:
+    """Whether nothing reads or writes the node's host copy."""
+    return node.evicted and node.host_ref_counter == 0

@@ -17,6 +17,7 @@ from tokencake_sglang.engine.copy_fence import fence_copies
 from tokencake_sglang.engine.decision_log import DecisionLog
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, TokenCakeTickReq
 from tokencake_sglang.engine.moves import KvMover
+from tokencake_sglang.engine.requests import on_device
 from tokencake_sglang.engine.state import state_report
 from tokencake_sglang.engine.verify import verify_cache, verify_scheduler
 
@@ -31,6 +32,9 @@ class TokenCakeExtension(SchedulerExtension):
             fence_copies(self.cache.cache_controller, scheduler.forward_stream, self.cache.freed_under_pass)
         self.mover = KvMover(self.cache, scheduler)
         self.controller = Controller(config, self.mover)
+        self.cache.worth.now = lambda: self.controller.now
+        self.cache.worth.costs = lambda: self.mover.costs
+        self.cache.held_nodes = lambda: [req.last_node for req in on_device(scheduler) if not req.finished()]
         self.cache.on_step = self.controller.step
         self.cache.on_request_ended = self.controller.request_ended
         self.cache.on_reset = self._on_reset

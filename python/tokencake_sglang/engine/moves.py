@@ -13,7 +13,7 @@ from typing import Any
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
 from tokencake_sglang.core.costs import Costs
-from tokencake_sglang.core.plan import Action, CancelOffload, MoveDone, Offload, Outcome, Release, Upload
+from tokencake_sglang.core.plan import Action, Backup, CancelOffload, MoveDone, Offload, Outcome, Release, Upload
 from tokencake_sglang.core.types import Footprint, PoolView, WaitingView
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.owners import RANK_ORDINARY, owners_of
@@ -22,12 +22,18 @@ from tokencake_sglang.engine.requests import held
 BATCH_LOAD_SLOTS = 3  # slots left to the loads that SGLang starts with a prefill batch
 WAITING_HEAD = 8  # waiting requests whose demand an upload must leave room for
 WAITING_VIEWED = 64  # waiting requests that a policy sees
+DISPLACED_SHARE = 0.5  # an upload takes the place of KV that is worth at most this share of its own
 DECODE_STEPS_AHEAD = 16  # decode steps of all running requests that an upload must leave room for
 
 
 @dataclass
 class _Offload:
     nodes: list[Any]  # leaf side first
+    leaves_device: bool = True  # a backup only copies
+
+    @property
+    def kind(self) -> str:
+        return "offload" if self.leaves_device else "backup"
 
 
 @dataclass
@@ -92,13 +98,18 @@ class KvMover:
         self._pool = None
         if isinstance(action, Offload):
             return self._start_offload(key)
+        if isinstance(action, Backup):
+            return self._start_backup(key)
         if isinstance(action, Upload):
             return self._start_upload(key, action)
         if isinstance(action, CancelOffload):
             return self._cancel_offload(key)
         assert isinstance(action, Release)
-        self.cache.owners.protected.pop(key, None)
+        self.cache.owners.unprotect(key)
         return Outcome(True)
+
+    def expect(self, key: str, at: float | None) -> None:
+        self.cache.owners.expect(key, at)
 
     def take_completions(self) -> list[MoveDone]:
         """Push on what is under way and hand over what has ended since the last call."""
@@ -116,19 +127,20 @@ class KvMover:
         return done
 
     def forget(self, key: str) -> None:
-        if self.offloads.pop(key, None) is not None:
-            self.done.append(MoveDone(key, "offload", 0))
+        move = self.offloads.pop(key, None)
+        if move is not None:
+            self.done.append(MoveDone(key, move.kind, 0))
         self.cache.owners.forget(key)
 
     def reset(self) -> None:
         """The tree was flushed: every node handle is dead."""
-        self.done += [MoveDone(key, "offload", 0) for key in self.offloads]
+        self.done += [MoveDone(key, move.kind, 0) for key, move in self.offloads.items()]
         self.done += [MoveDone(key, "upload", 0) for key in self.uploads]
         self.offloads.clear()
         self.uploads.clear()
 
     def moves_in_flight(self) -> list[dict[str, Any]]:
-        moves = [{"agent": k, "kind": "offload", "tokens": sum(len(n.key) for n in m.nodes)}
+        moves = [{"agent": k, "kind": m.kind, "tokens": sum(len(n.key) for n in m.nodes)}
                  for k, m in self.offloads.items()]
         return moves + [{"agent": k, "kind": "upload", "tokens": m.tokens} for k, m in self.uploads.items()]
 
@@ -156,6 +168,23 @@ class KvMover:
         self.cache.owners.protected[key] = None
         return Outcome(True, sum(len(n.key) for n in nodes))
 
+    def _start_backup(self, key: str) -> Outcome:
+        """Copies of what is worth more than what has to leave the host for it, root side first."""
+        if key in self.offloads or key in self.uploads:
+            return Outcome(False, reason="a move is under way")
+        nodes = [n for n in self.cache.owners.unshared(key) if n.value is not None]
+        copied = []
+        for node in self._without_host_copy(nodes):
+            if not self.cache.make_host_room(len(node.key), self.cache.worth.on_host(node)):
+                break
+            if self.cache.write_backup(node) == 0:
+                break
+            copied.append(node)
+        if not copied:
+            return Outcome(False, reason="host_full" if nodes else "nothing_to_move")
+        self.offloads[key] = _Offload(copied, leaves_device=False)
+        return Outcome(True, sum(len(n.key) for n in copied))
+
     def _without_host_copy(self, nodes: list[Any]) -> list[Any]:
         """`nodes` and their ancestors that have no host copy, root side first (a copy needs its parent's)."""
         missing: dict[int, Any] = {}
@@ -179,8 +208,13 @@ class KvMover:
 
     def _continue_offload(self, key: str) -> None:
         """Once every copy is acknowledged, take off the device what nobody else uses."""
-        nodes = self.offloads[key].nodes
+        move = self.offloads[key]
+        nodes = move.nodes
         if any(n.write_through_pending_id is not None for n in nodes if n.value is not None):
+            return
+        if not move.leaves_device:
+            del self.offloads[key]
+            self.done.append(MoveDone(key, move.kind, sum(len(n.key) for n in nodes if n.backuped)))
             return
         moved = 0
         for node in nodes:
@@ -214,8 +248,9 @@ class KvMover:
             node.value is not None and node.backuped and node.lock_ref == 0 and owners_of(node).keys() == {key})
 
     def _cancel_offload(self, key: str) -> Outcome:
-        if self.offloads.pop(key, None) is None:
+        if key not in self.offloads or not self.offloads[key].leaves_device:
             return Outcome(False, reason="no offload is under way")
+        del self.offloads[key]
         self.done.append(MoveDone(key, "offload", 0))
         return Outcome(True)
 
@@ -226,7 +261,10 @@ class KvMover:
             return Outcome(False, reason="a move is under way")
         if self.cache.loads_in_flight() >= self._load_slots():
             return Outcome(False, reason="load_slots_busy")
-        chain = self._fitting_chain(key, min(action.max_tokens, self._room_beside_what_runs()))
+        quota = min(action.max_tokens, self._room_beside_what_runs())
+        if action.displaces:
+            quota = self._displace(key, action.max_tokens, quota)
+        chain = self._fitting_chain(key, quota)
         tokens = sum(len(n.key) for n in chain)
         if tokens < self.cache.load_back_threshold:
             return Outcome(False, reason="below_load_threshold" if chain else "no_room")
@@ -235,8 +273,18 @@ class KvMover:
         upload = _Upload(chain[-1], [n.id for n in chain], tokens)
         self.uploads[key] = upload
         self.cache.uploading.update(upload.node_ids)
-        self.cache.owners.protected[key] = None
+        if action.lease_until is not None:
+            self.cache.owners.protected[key] = None
         return Outcome(True, tokens)
+
+    def _displace(self, key: str, wanted: int, quota: int) -> int:
+        """Take KV that is worth less than the agent's off the device until its path fits; the quota that results."""
+        chain = self.cache.owners.evicted_path(key)
+        need = min(wanted, sum(len(n.key) for n in chain)) - quota
+        if need <= 0 or not chain:
+            return quota
+        worth = self.cache.worth.on_device(chain[-1])
+        return quota + self.cache.displace(need, below=DISPLACED_SHARE * worth)
 
     def _room_beside_what_runs(self) -> int:
         """Free and dead tokens less what running requests take next: SGLang evicts for them, but KV on its way is

@@ -7,6 +7,7 @@ live on SGLang's TreeNode (an attribute `agent_owners`); this class holds the wa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tokencake_sglang.core.types import Footprint
@@ -30,12 +31,15 @@ class OwnerIndex:
         self.leaf: dict[str, Node] = {}  # agent -> end of the path inserted last
         self.protected: dict[str, None] = {}  # agents whose KV is evicted after all other
         self.dead: dict[int, Node] = {}  # nodes that had owners, all of which have ended
+        self.next_use: dict[str, float] = {}  # agent -> when its KV is expected to be used again
+        self.on_lowered: Callable[[Node], None] = lambda node: None  # what a node is worth may have fallen
 
     def clear(self) -> None:
         self.nodes.clear()
         self.leaf.clear()
         self.protected.clear()
         self.dead.clear()
+        self.next_use.clear()
 
     def tag_path(self, node: Node, key: str) -> None:
         """Make `key` an owner of `node` and of all its ancestors."""
@@ -66,11 +70,32 @@ class OwnerIndex:
     def forget(self, key: str) -> None:
         """The agent is gone: untag its nodes; those that nobody else owns are dead."""
         self.protected.pop(key, None)
+        self.next_use.pop(key, None)
         self.leaf.pop(key, None)
         for node in self.nodes.pop(key, {}).values():
             del node.agent_owners[key]
             if not node.agent_owners:
                 self.dead[node.id] = node
+            self.on_lowered(node)
+
+    def unprotect(self, key: str) -> None:
+        """The agent's lease is over."""
+        if self.protected.pop(key, self) is None:
+            self._lower(key)
+
+    def expect(self, key: str, at: float | None) -> None:
+        """The agent's KV will be used again at that time (of the controller's clock); None: nobody knows when."""
+        before = self.next_use.get(key)
+        if at is None:
+            self.next_use.pop(key, None)
+        else:
+            self.next_use[key] = at
+        if before is not None and (at is None or at > before):
+            self._lower(key)
+
+    def _lower(self, key: str) -> None:
+        for node in self.nodes.get(key, {}).values():
+            self.on_lowered(node)
 
     def unshared(self, key: str) -> list[Node]:
         """Nodes that only this agent owns."""

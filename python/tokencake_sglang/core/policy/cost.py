@@ -1,0 +1,73 @@
+"""`cost`: KV leaves when memory is wanted, what is worth least first, and is back before its agent where there is room.
+
+Device memory has no price while it lies free, so nothing moves on a quiet server. When it is short, victims are chosen
+by what a token is worth: the seconds that it takes to get it back over the seconds until it is used (engine/worth.py).
+This policy says when that will be, has copies made in time on the host, and starts uploads.
+"""
+
+from __future__ import annotations
+
+from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.plan import Action, Backup, CancelOffload, Decision, Upload
+from tokencake_sglang.core.policy.eager import MIN_UPLOAD_TOKENS
+from tokencake_sglang.core.policy.published import LEAD_FACTOR, LEAD_MIN_S
+from tokencake_sglang.core.types import AgentView, PoolView, StallView
+
+USE_LEVEL = 0.5  # quantile of the return at which the KV of a stalled agent is taken to be used again
+UPLOAD_LEVEL = 0.05  # quantile of the return before which its KV should be back
+RETURN_GAP_S = 5.0  # from a tool's return to the agent's next request, at the most
+REPLAN_SHARE = 0.5  # of the time that is left, until an agent is looked at again
+REPLAN_MIN_S = 0.25
+SHORT_SHARE = 0.2  # free device memory below this share of the pool is short
+
+
+class CostPolicy:
+    def __init__(self, config: TokenCakeConfig) -> None:
+        self.config = config
+
+    def decide(self, now: float, agent: AgentView, pool: PoolView) -> Decision:
+        if agent.active:
+            cancel = CancelOffload() if agent.move == "offload" else None
+            return Decision(cancel, "it is being served", next_use=now)
+        if agent.stall is not None:
+            return self._stalled(now, agent, agent.stall, pool)
+        if agent.returned_at is not None and now < agent.returned_at + RETURN_GAP_S:
+            return Decision(self._upload(agent, pool), "ready for its next request", next_use=now,
+                            wake_at=agent.returned_at + RETURN_GAP_S)
+        return Decision(self._backup(agent, pool), "nobody knows when it comes again")
+
+    def _stalled(self, now: float, agent: AgentView, stall: StallView, pool: PoolView) -> Decision:
+        left, early = self._left_s(now, stall, USE_LEVEL), self._left_s(now, stall, UPLOAD_LEVEL)
+        wake = now + max(REPLAN_MIN_S, REPLAN_SHARE * left)
+        lead = max(LEAD_MIN_S, LEAD_FACTOR * pool.costs.upload_s(agent.footprint.restore_tokens))
+        if early <= lead:
+            return Decision(self._upload(agent, pool), "it is about to return", next_use=now + left, wake_at=wake)
+        return Decision(self._backup(agent, pool), "it waits for a tool", next_use=now + left,
+                        wake_at=min(wake, now + early - lead))
+
+    def _left_s(self, now: float, stall: StallView, level: float) -> float:
+        """Seconds until the agent has returned with probability `level`."""
+        if stall.forecast is not None:
+            return stall.forecast.quantile(level)
+        if now < stall.predicted_end:
+            return stall.predicted_end - now
+        return now - stall.started_at  # a call that is late is expected to last as long again
+
+    def _backup(self, agent: AgentView, pool: PoolView) -> Action | None:
+        """Copies on the host for KV that may have to leave the device."""
+        kv = agent.footprint
+        if agent.move is not None or kv.unshared_device_tokens - kv.backed_up_tokens < self.config.min_offload_tokens:
+            return None
+        return Backup() if _is_short(pool) else None
+
+    def _upload(self, agent: AgentView, pool: PoolView) -> Action | None:
+        """What is missing comes back, unless the queue waits for that memory."""
+        missing = agent.footprint.restore_tokens
+        room = pool.device_free + pool.device_evictable - pool.waiting_head_tokens
+        if agent.move is not None or missing < MIN_UPLOAD_TOKENS or pool.loads_in_flight >= pool.load_slots:
+            return None
+        return Upload(missing, None, displaces=True) if room >= missing else None
+
+
+def _is_short(pool: PoolView) -> bool:
+    return pool.device_free + pool.device_dead < SHORT_SHARE * pool.device_total

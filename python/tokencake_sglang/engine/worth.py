@@ -1,0 +1,94 @@
+"""What a node's KV is worth: seconds to get a token of it back, over the seconds until somebody wants it.
+
+When its owners are expected again comes from the policy (`OwnerIndex.next_use`); of KV without such an owner it is
+taken that it will rest as long as it has rested. Time is the controller's, equal on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tokencake_sglang.core.costs import Costs
+from tokencake_sglang.engine.owners import RANK_DEAD, RANK_PROTECTED, OwnerIndex, owners_of
+from tokencake_sglang.engine.victims import DEAD, EXPECTED, ORDINARY, PROTECTED, Place
+
+SOON_S = 0.05  # uses that are nearer than this count alike
+MANY_OWNERS = 32  # KV with more owners than this is taken to be wanted soon
+
+Node = Any  # sglang.srt.mem_cache.radix_cache.TreeNode
+
+
+class Worth:
+    """`inner()` is SGLang's eviction strategy (--radix-eviction-policy), which orders all that has no expectation."""
+
+    def __init__(self, owners: OwnerIndex, inner: Callable[[], Any]) -> None:
+        self.owners = owners
+        self.inner = inner
+        self.now: Callable[[], float] = lambda: 0.0
+        self.costs: Callable[[], Costs] = Costs
+        self._resting_since: float | None = None
+
+    def joined(self, node: Node) -> None:
+        """`node` has become a leaf of the device: nobody uses it from now on."""
+        node.rested_since = self.now() if self._resting_since is None else self._resting_since
+
+    @contextmanager
+    def resting_since(self, child: Node) -> Iterator[None]:
+        """A parent that becomes a leaf because `child` leaves has rested as long as that."""
+        self._resting_since = getattr(child, "rested_since", None)
+        try:
+            yield
+        finally:
+            self._resting_since = None
+
+    def device_place(self, node: Node) -> Place:
+        return self._place(node, self.on_device)
+
+    def host_place(self, node: Node) -> Place:
+        return self._place(node, self.on_host)
+
+    def on_device(self, node: Node) -> float:
+        """Of a token on the device: without a host copy it would have to be computed again."""
+        costs = self.costs()
+        lost = costs.upload_token_s if node.backuped else costs.recompute_token_s(len(node.key), _start(node))
+        return lost / self._wait_s(node)
+
+    def on_host(self, node: Node) -> float:
+        """Of a token on the host only."""
+        return self.costs().recompute_token_s(len(node.key), _start(node)) / self._wait_s(node)
+
+    def expected(self, node: Node) -> float | None:
+        """When the first of the owners that the policy expects is expected; None if it expects none."""
+        times, owners = self.owners.next_use, owners_of(node)
+        if not times or not owners:
+            return None
+        if len(owners) > MANY_OWNERS:
+            return self.now()
+        found = [times[key] for key in owners if key in times]
+        return min(found) if found else None
+
+    def _place(self, node: Node, worth: Callable[[Node], float]) -> Place:
+        rank = self.owners.rank(node)
+        if rank == RANK_DEAD:
+            return DEAD, self.inner().get_priority(node)
+        if rank == RANK_PROTECTED:
+            return PROTECTED, self.inner().get_priority(node)
+        if self.expected(node) is not None:
+            return EXPECTED, worth(node)
+        return ORDINARY, self.inner().get_priority(node)
+
+    def _wait_s(self, node: Node) -> float:
+        at, now = self.expected(node), self.now()
+        rest = at - now if at is not None else now - getattr(node, "rested_since", now)
+        return max(SOON_S, rest)
+
+
+def _start(node: Node) -> int:
+    """Tokens above the node."""
+    tokens, node = 0, node.parent
+    while node is not None and node.parent is not None:
+        tokens += len(node.key)
+        node = node.parent
+    return tokens
