@@ -31,7 +31,8 @@ def test_without_the_switch_there_are_no_settings():
 
 def test_every_setting_has_a_flag_that_sets_it():
     for f in fields(TokenCakeConfig):
-        other = "none" if isinstance(f.default, str) else f.metadata["high"]
+        other = f.metadata["choices"][-1] if f.metadata["choices"] else f.metadata["high"]
+        other = "none" if other is None else other
         config = config_of(*ON, options.flag_of(f.name), str(other))
         assert getattr(config, f.name) == other and type(getattr(config, f.name)) is type(f.default)
 

@@ -14,6 +14,7 @@ from tokencake_sglang.core.agents import Agent, AgentTable
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.plan import Action, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
 from tokencake_sglang.core.policy import make_policy
+from tokencake_sglang.core.records import StallRecords
 from tokencake_sglang.core.stalls import Reply
 from tokencake_sglang.core.types import AgentIdentity, AgentView
 
@@ -37,6 +38,7 @@ class Controller:
         self.agents = AgentTable(config)
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.declined: dict[str, int] = {}
+        self.records = StallRecords(config.stall_records)
         self.now = 0.0
         self.observe: Callable[[float, str, Decision, Outcome | None], None] = lambda *_: None
         self._due: dict[str, None] = {}
@@ -60,6 +62,7 @@ class Controller:
         ended = agent.calls.end_all()
         self.counters["stalls_finished"] += ended
         self._settle_upload(agent, stall_ended=ended > 0)
+        self._record_return(agent, "request")
         agent.returned_at = None
         self._mark_due(agent)
 
@@ -89,6 +92,8 @@ class Controller:
                 self.now, event.get("call_id"), event["kind"], event.get("estimated_duration_s"))
             if reply.result == "applied":
                 self.counters["stalls_started"] += 1
+                call = next(reversed(agent.calls.open.values()))
+                self.records.opened(self.now, agent.key, agent.identity.agent_type, call.kind, call.predicted_end)
                 agent.returned_at = None
                 self._mark_due(agent)
             return reply
@@ -98,6 +103,7 @@ class Controller:
             if not agent.calls.open:
                 agent.returned_at = self.now
                 self._settle_upload(agent, stall_ended=True)
+                self._record_return(agent, event["outcome"])
             self._mark_due(agent)
         return reply
 
@@ -151,7 +157,8 @@ class Controller:
             offloaded_at=agent.offloaded_at, offloaded_tokens=agent.offloaded_tokens)
 
     def _decide(self, agent: Agent) -> None:
-        decision = self.policy.decide(self.now, self.view(agent), self.mechanism.pool())
+        view, pool = self.view(agent), self.mechanism.pool()
+        decision = self.policy.decide(self.now, view, pool)
         wake_at, outcome = decision.wake_at, None
         if decision.action is not None:
             outcome = self.mechanism.execute(agent.key, decision.action)
@@ -161,6 +168,7 @@ class Controller:
                 wake_at = retry_at if wake_at is None else min(wake_at, retry_at)
                 self._end_lease_that_is_over(agent)
         self.observe(self.now, agent.key, decision, outcome)
+        self.records.decided(self.now, view, pool, decision, outcome)
         if agent.rids and wake_at is None:
             waits = agent.calls.open or agent.lease_until is not None
             wake_at = self.now + ACTIVE_RECHECK_S if waits else None  # its request may vanish without a word
@@ -190,6 +198,7 @@ class Controller:
     def _complete(self, key: str, kind: str, tokens: int) -> None:
         self.counters[f"{kind}s_completed"] += 1
         self.counters[f"tokens_{kind}ed"] += tokens
+        self.records.moved(self.now, key, kind, tokens)
         agent = self.agents.get(key)
         if agent is None:
             return
@@ -212,6 +221,10 @@ class Controller:
         if stall_ended and agent.upload_ready:
             self.counters["uploads_on_time"] += 1
         agent.upload_ready = False
+
+    def _record_return(self, agent: Agent, outcome: str) -> None:
+        if self.records.is_open(agent.key):
+            self.records.returned(self.now, agent.key, outcome, self.mechanism.footprint(agent.key))
 
     def _mark_due(self, agent: Agent) -> None:
         self._due[agent.key] = None
@@ -253,6 +266,7 @@ class Controller:
 
     def _remove(self, agent: Agent, *, ended: bool) -> None:
         self.counters["stalls_finished"] += agent.calls.end_all()
+        self.records.gone(self.now, agent.key, "agent_finished" if ended else "forgotten")
         self.agents.remove(agent.key, ended=ended)
         self._due.pop(agent.key, None)
         self.mechanism.forget(agent.key)
