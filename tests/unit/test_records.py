@@ -143,6 +143,9 @@ def test_an_upload_of_the_next_stall_is_not_the_last_ones():
     records.opened(120.0, "a", "coder", "search", 130.0)
     records.moved(125.0, "a", "upload", 8)
     assert record.late_s is None
+    returned(records, 128.0)
+    records.moved(129.0, "a", "upload", 8)
+    assert record.late_s is None and records[-1].late_s == 0.0
 
 
 # -- regret -----------------------------------------------------------------------------------------------------
