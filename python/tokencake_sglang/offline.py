@@ -92,9 +92,9 @@ class Engine(SGLangEngine):
         """The agent has ended: identity only."""
         return self._event("agent_finished", fields)
 
-    def tokencake_state(self, agents: int = 100) -> dict[str, Any]:
-        """What GET /v1/tokencake/state answers, with at most `agents` agents listed."""
-        return self.loop.run_until_complete(self.async_control("state", {"agents": agents}))
+    def tokencake_state(self, agents: int = 100, stalls: int = 0) -> dict[str, Any]:
+        """What GET /v1/tokencake/state answers, with at most `agents` agents and `stalls` ended stalls listed."""
+        return self.loop.run_until_complete(self.async_control("state", {"agents": agents, "stalls": stalls}))
 
     async def async_event(self, event: str, **fields: Any) -> dict[str, Any]:
         """Any event, for programs that already run in the engine's event loop. MetadataError if it is not valid."""

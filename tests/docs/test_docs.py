@@ -16,7 +16,9 @@ from tokencake_sglang.core import controller
 from tokencake_sglang.core.config import OFFLOAD_POLICIES, TokenCakeConfig
 from tokencake_sglang.core.forecast import curve, presets, quantile, samples
 from tokencake_sglang.core.policy import cost, eager, paper, published, score
+from tokencake_sglang.core.records import TOTALS, StallRecord
 from tokencake_sglang.core.types import Footprint, PoolView
+from tokencake_sglang.engine import metrics
 from tokencake_sglang.server.options import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +83,16 @@ def test_every_counter_is_documented_and_no_other():
 @pytest.mark.parametrize(("heading", "values"), [("pool", PoolView), ("agents: tokens", Footprint)])
 def test_every_gauge_is_documented_and_no_other(heading, values):
     assert list(table(sections(DOCS / "counters.md")[heading])) == [f.name for f in fields(values)]
+
+
+def test_every_field_of_a_stall_is_documented_and_no_other():
+    text = sections(DOCS / "counters.md")["stalls"]
+    assert list(table(text)) == list(StallRecord("a", None, "tool", 0.0, 1.0).report())
+    assert [name for name in TOTALS if f"`{name}`" not in text.split("`stall_totals`")[1]] == []
+
+
+def test_every_metric_is_documented_and_no_other():
+    assert list(table(sections(DOCS / "counters.md")["metrics"])) == list(metrics.NAMES)
 
 
 def test_every_policy_has_its_heading():

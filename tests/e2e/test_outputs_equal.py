@@ -64,6 +64,11 @@ def test_retractions_and_a_small_host_pool_change_no_output(stock_outputs):
         check_answers(player)
         assert server.metric("sglang:num_retracted_requests_total") > 0
         state = settled_state(server)
+        time.sleep(1.1)  # metrics are brought up to date once a second, with a step
+        server.generate([300, 301, 302], 4)
+        shown = {name: server.metric(f"tokencake:{name}_total") for name in state["counters"]}
+        assert shown == state["counters"] and server.metric("tokencake:device_total") == 2048
+        assert server.metric("tokencake:stall_restore_seconds_count") == state["stall_totals"]["returned"] > 0
     counters, pool = state["counters"], state["pool"]
     assert pool["host_total"] < pool["device_total"] / 2
     assert counters["offloads_started"] == counters["offloads_completed"]

@@ -314,6 +314,22 @@ def test_the_state_shows_the_agent_its_tokens_and_its_move(server):
     assert state["pool"]["device_free"] + state["pool"]["device_evictable"] < state["pool"]["device_total"] == 192
 
 
+def test_the_state_shows_the_last_stalls_newest_first_when_asked(server):
+    for seconds in (5.0, 20.0):
+        server.serve(PROMPT)
+        server.stall(seconds=seconds)
+        server.wait()
+        server.wait(0.1)
+        assert server.back()[0] == 200
+    assert server.control("state")[1]["stalls"] == []
+    newest, *others = server.control("state", stalls=2)[1]["stalls"]
+    assert newest["forecast_median_s"] == 20.0 and [other["forecast_median_s"] for other in others] == [5.0]
+    assert newest["agent"] == "a" and newest["outcome"] == "ok" and newest["first"]["action"] == "Offload"
+    assert newest["missing_tokens"] == newest["offloaded_tokens"] > 0 and newest["restore_s"] > 0
+    state = server.control("state", stalls=1)[1]
+    assert state["stalls"] == [newest] and state["stall_totals"]["returned"] == 2
+
+
 def test_admission_is_tried_again_once_the_backups_of_an_ended_request_have_landed(make):
     server = Server(make(device_tokens=192, host_tokens=256, write_through=True))
     server.h.serve(PROMPT, "a")

@@ -82,7 +82,17 @@ def test_state_asks_for_a_hundred_agents_unless_told():
     gateway = MemoryGateway(200, {"enabled": True})
     assert ask(gateway, "GET", STATE).json() == {"enabled": True}
     ask(gateway, "GET", STATE + "?agents=0")
-    assert gateway.calls == [("state", {"agents": 100}), ("state", {"agents": 0})]
+    ask(gateway, "GET", STATE + "?stalls=1024&agents=1")
+    assert gateway.calls == [
+        ("state", {"agents": 100, "stalls": 0}), ("state", {"agents": 0, "stalls": 0}),
+        ("state", {"agents": 1, "stalls": 1024})]
+
+
+@pytest.mark.parametrize("text", ["-1", "1025", "1e3", "", "x", "٣", "9" * 5000, "1.0"])
+def test_a_wrong_number_of_stalls_is_a_400(text):
+    answer = ask(MemoryGateway(), "GET", STATE, params={"stalls": text})
+    message = answer.json()["error"]["message"]
+    assert answer.status_code == 400 and message.startswith("stalls is ") and "0 to 1024" in message
 
 
 @pytest.mark.parametrize("text", ["-1", "10001", "1e3", "", "x", "٣", "9" * 5000, "1.0"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.unit.test_controller import Server
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.forecast import LEVELS, Forecast
@@ -192,3 +193,26 @@ def test_an_early_return_uploads_at_once_and_the_lease_ends_when_no_request_come
 def test_after_its_request_has_been_served_the_lease_ends(lease):
     decision = decide(110.0, replace(BACK, returned_at=None, lease_until=lease))
     assert decision.action == (None if lease is None else Release())
+
+
+def test_a_whole_stall_under_algorithm_1_moves_when_somebody_comes_to_wait_and_is_back_in_time():
+    server = Server(offload_policy="paper")
+    queue: list[WaitingView] = []
+
+    class Crowded(type(server.mechanism)):
+        def pool(self):
+            return replace(super().pool(), waiting_requests=len(queue), waiting=tuple(queue))
+
+    server.mechanism.__class__ = Crowded
+    server.stalled()
+    assert server.mechanism.actions() == []
+    queue.append(WaitingView("w", 1_000, 1_000))
+    server.at(100.0 + RECHECK_S)
+    server.mechanism.land("a")
+    server.at(101.0)
+    queue.clear()
+    server.at(119.91)
+    server.mechanism.land("a")
+    server.at(119.95)
+    server.finish()
+    assert server.mechanism.actions() == ["Offload", "Upload"] and server.counters["uploads_on_time"] == 1

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.unit.test_controller import Server
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.plan import CancelOffload, Offload, Release
@@ -248,3 +249,40 @@ def test_the_return_cancels_the_offload_or_ends_the_lease():
     assert decide(110.0, back).action == Release()
     assert decide(110.0, replace(STALLED, active=True, move="offload")).action == CancelOffload()
     assert decide(110.0, replace(back, returned_at=None)).action == Release()
+
+
+def test_the_controller_tells_when_the_last_offload_ended_and_what_it_took_and_forgets_it_with_the_agent():
+    server = Server()
+    server.stalled()
+    assert server.controller.view(server.agent()).offloaded_at is None
+    server.mechanism.land("a")
+    server.at(101.0)
+    view = server.controller.view(server.agent())
+    assert (view.offloaded_at, view.offloaded_tokens) == (101.0, 200)
+    server.send("agent_finished")
+    server.ask()
+    assert server.controller.view(server.agent()).offloaded_at is None
+
+
+def test_a_whole_stall_under_the_score_moves_once_and_ends_with_no_lease_and_no_upload():
+    server = Server(offload_policy="score")
+    waits = WaitingView("w", 20_000, 20_000)
+
+    class Crowded(type(server.mechanism)):
+        def pool(self):
+            return replace(super().pool(), waiting_requests=1, waiting=(waits,))
+
+        def footprint(self, key):
+            return replace(super().footprint(key), path_tokens=200)
+
+    server.mechanism.__class__ = Crowded
+    server.mechanism.free = 30_000
+    server.stalled()
+    server.mechanism.land("a")
+    for now in (101.0, 119.5, 119.95, 121.0, 130.0):
+        server.at(now)
+    server.finish()
+    server.at(131.0)
+    assert server.mechanism.actions() == ["Offload", "Release"] and not server.mechanism.protected
+    record = server.controller.records[0]
+    assert record.missing_tokens == 200 and dict(record.first.decision.figures)["score"] > 1.0

@@ -63,6 +63,8 @@ class TokenCakeConfig:
         low=0.0, high=10.0)
     load_slots: int = _setting(
         16, "Host-to-device copies that may be in flight at a time (SGLang: 3).", low=4, high=256)
+    stall_records: int = _setting(
+        1024, "Ended stalls whose records the server keeps.", low=0, high=65536)
     decision_log: str = _setting(
         "", "Write every decision of rank N, one JSON object a line, to this file with the ending .rankN; empty: do"
         " not.")

@@ -16,6 +16,7 @@ from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.forecast import Forecaster, make_forecaster
 from tokencake_sglang.core.plan import Action, Backup, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
 from tokencake_sglang.core.policy import make_policy
+from tokencake_sglang.core.records import StallRecords
 from tokencake_sglang.core.stalls import Reply
 from tokencake_sglang.core.types import AgentIdentity, AgentView, StallView
 
@@ -42,6 +43,7 @@ class Controller:
         self.agents = AgentTable(config, self.forecaster)
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.declined: dict[str, int] = {}
+        self.records = StallRecords(config.stall_records)
         self.now = 0.0
         self.observe: Callable[[float, str, Decision, Outcome | None], None] = lambda *_: None
         self._due: dict[str, None] = {}
@@ -66,6 +68,7 @@ class Controller:
         self._learn(agent)
         self.counters["stalls_finished"] += ended
         self._settle_upload(agent, stall_ended=ended > 0)
+        self._record_return(agent, "request")
         agent.returned_at = None
         self._mark_due(agent)
 
@@ -96,9 +99,11 @@ class Controller:
                 tuple((stage["name"], stage["estimated_s"]) for stage in event.get("stages", ())))
             if reply.result == "applied":
                 self.counters["stalls_started"] += 1
+                stall = self.stall_view(agent)
+                self.records.opened(self.now, agent.key, agent.identity.agent_type, stall.kind, stall.predicted_end)
                 agent.returned_at = None
                 self._mark_due(agent)
-                back_in = self.stall_view(agent).predicted_end - self.now
+                back_in = stall.predicted_end - self.now
                 return replace(reply, message=f"{reply.message} The agent is expected to go on in {back_in:.3g} s.")
             return reply
         if event["event"] == "stage_finished":
@@ -114,6 +119,7 @@ class Controller:
             if not agent.calls.open:
                 agent.returned_at = self.now
                 self._settle_upload(agent, stall_ended=True)
+                self._record_return(agent, event["outcome"])
             self._mark_due(agent)
         return reply
 
@@ -174,7 +180,8 @@ class Controller:
             self.forecaster.observe(agent.identity.agent_type, lesson.kind, lesson.estimate_s, lesson.duration_s)
 
     def _decide(self, agent: Agent) -> None:
-        decision = self.policy.decide(self.now, self.view(agent), self.mechanism.pool())
+        view, pool = self.view(agent), self.mechanism.pool()
+        decision = self.policy.decide(self.now, view, pool)
         self.mechanism.expect(agent.key, decision.next_use)
         wake_at, outcome = decision.wake_at, None
         if decision.action is not None:
@@ -185,6 +192,7 @@ class Controller:
                 wake_at = retry_at if wake_at is None else min(wake_at, retry_at)
                 self._end_lease_that_is_over(agent)
         self.observe(self.now, agent.key, decision, outcome)
+        self.records.decided(self.now, view, pool, decision, outcome)
         if agent.rids and wake_at is None:
             waits = agent.calls.open or agent.lease_until is not None
             wake_at = self.now + ACTIVE_RECHECK_S if waits else None  # its request may vanish without a word
@@ -215,6 +223,7 @@ class Controller:
     def _complete(self, key: str, kind: str, tokens: int) -> None:
         self.counters[f"{kind}s_completed"] += 1
         self.counters[MOVED_TOKENS[kind]] += tokens
+        self.records.moved(self.now, key, kind, tokens)
         agent = self.agents.get(key)
         if agent is None:
             return
@@ -237,6 +246,10 @@ class Controller:
         if stall_ended and agent.upload_ready:
             self.counters["uploads_on_time"] += 1
         agent.upload_ready = False
+
+    def _record_return(self, agent: Agent, outcome: str) -> None:
+        if self.records.is_open(agent.key):
+            self.records.returned(self.now, agent.key, outcome, self.mechanism.footprint(agent.key))
 
     def _mark_due(self, agent: Agent) -> None:
         self._due[agent.key] = None
@@ -278,6 +291,7 @@ class Controller:
 
     def _remove(self, agent: Agent, *, ended: bool) -> None:
         self.counters["stalls_finished"] += agent.calls.end_all()
+        self.records.gone(self.now, agent.key, "agent_finished" if ended else "forgotten")
         self.agents.remove(agent.key, ended=ended)
         self._due.pop(agent.key, None)
         self.mechanism.forget(agent.key)

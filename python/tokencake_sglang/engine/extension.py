@@ -16,6 +16,7 @@ from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
 from tokencake_sglang.engine.copy_fence import fence_copies
 from tokencake_sglang.engine.decision_log import DecisionLog
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, TokenCakeTickReq
+from tokencake_sglang.engine.metrics import Metrics
 from tokencake_sglang.engine.moves import KvMover
 from tokencake_sglang.engine.requests import on_device
 from tokencake_sglang.engine.state import state_report
@@ -35,7 +36,8 @@ class TokenCakeExtension(SchedulerExtension):
         self.cache.worth.now = lambda: self.controller.now
         self.cache.worth.costs = lambda: self.mover.costs
         self.cache.held_nodes = lambda: [req.last_node for req in on_device(scheduler) if not req.finished()]
-        self.cache.on_step = self.controller.step
+        self.metrics = self._build_metrics()
+        self.cache.on_step = self.controller.step if self.metrics is None else self._step_and_measure
         self.cache.on_request_ended = self.controller.request_ended
         self.cache.on_reset = self._on_reset
         self.cache.on_backups_landed = self._try_admission_again
@@ -75,12 +77,23 @@ class TokenCakeExtension(SchedulerExtension):
     def _on_control(self, req: TokenCakeControlReq) -> TokenCakeControlReqOutput:
         payload = json.loads(req.payload)
         if req.op == "state":
-            status, body = 200, state_report(self, payload.get("agents", 100))
+            status, body = 200, state_report(self, payload.get("agents", 100), payload.get("stalls", 0))
         else:
             reply = self.controller.event(payload)
             status, body = reply.status, reply_body(reply.status, reply.result, reply.message)
         return TokenCakeControlReqOutput(
             http_worker_ipc=req.http_worker_ipc, control_id=req.control_id, status=status, body=json.dumps(body))
+
+    def _build_metrics(self) -> Metrics | None:
+        """On rank 0 of a server with --enable-metrics, with the labels of SGLang's own metrics; else None."""
+        collector = getattr(self.scheduler, "metrics_collector", None)
+        if collector is None or self.scheduler.ps.tp_rank != 0:
+            return None
+        return Metrics(self.controller, self.mover.measure_pool, collector.labels)
+
+    def _step_and_measure(self) -> None:
+        self.controller.step()
+        self.metrics.update(time.monotonic())
 
     def _try_admission_again(self) -> None:
         """Memory has become evictable. SGLang tries no admission after a failed one until a request ends, and the

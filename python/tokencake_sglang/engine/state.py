@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 REPORTED_LEVELS = (0.1, 0.5, 0.9)
 
 
-def state_report(extension: TokenCakeExtension, max_agents: int) -> dict[str, Any]:
+def state_report(extension: TokenCakeExtension, max_agents: int, max_stalls: int = 0) -> dict[str, Any]:
     controller = extension.controller
     agents = list(controller.agents)[::-1][:max_agents]
     return {
@@ -27,6 +27,8 @@ def state_report(extension: TokenCakeExtension, max_agents: int) -> dict[str, An
         "pool": asdict(extension.mover.measure_pool()),
         "counters": dict(controller.counters),
         "declined": dict(controller.declined),
+        "stalls": [record.report() for record in controller.records.newest(max_stalls)],
+        "stall_totals": dict(controller.records.totals),
     }
 
 

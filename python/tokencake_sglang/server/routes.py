@@ -14,6 +14,8 @@ from tokencake_sglang.server.schema import MAX_EVENT_BYTES, decode_object, parse
 PREFIX = "/v1/tokencake"
 DEFAULT_AGENTS = 100
 MAX_AGENTS = 10_000
+DEFAULT_STALLS = 0
+MAX_STALLS = 1_024
 DISABLED = ("TokenCake is off on this server, so it takes no events and has no state; generation is not affected."
             " Start the server with `python -m tokencake_sglang.launch_server ... --enable-tokencake`.")
 
@@ -48,26 +50,27 @@ def build_router(gateway: Gateway | None) -> APIRouter:
 
     @router.get("/state")
     async def state(request: Request) -> JSONResponse:
-        """Agents, stalls, owned tokens, moves in flight and counters; `agents` limits how many agents are listed."""
+        """Agents, owned tokens, moves in flight, counters, ended stalls; `agents` and `stalls` limit the two lists."""
         if gateway is None:
             return _refusal(503, "disabled", DISABLED)
         try:
-            limit = parse_limit(request.query_params.get("agents"))
+            agents = parse_limit(request.query_params.get("agents"))
+            stalls = parse_limit(request.query_params.get("stalls"), "stalls", DEFAULT_STALLS, MAX_STALLS)
         except MetadataError as error:
             return _refusal(400, "schema", str(error))
-        return _answer(*await gateway.call("state", {"agents": limit}))
+        return _answer(*await gateway.call("state", {"agents": agents, "stalls": stalls}))
 
     return router
 
 
-def parse_limit(text: str | None) -> int:
-    """The `agents` query parameter: how many agents GET state lists at most."""
+def parse_limit(text: str | None, name: str = "agents", default: int = DEFAULT_AGENTS, most: int = MAX_AGENTS) -> int:
+    """A query parameter that says how many of something GET state lists at most."""
     if text is None:
-        return DEFAULT_AGENTS
-    fits = text.isascii() and text.isdigit() and len(text) <= 9 and int(text) <= MAX_AGENTS
+        return default
+    fits = text.isascii() and text.isdigit() and len(text) <= 9 and int(text) <= most
     if not fits:
-        raise MetadataError(f"agents is {text[:40]!r}; allowed: a whole number from 0 to {MAX_AGENTS}. Correct it, or"
-                            f" leave it out for {DEFAULT_AGENTS}.")
+        raise MetadataError(f"{name} is {text[:40]!r}; allowed: a whole number from 0 to {most}. Correct it, or"
+                            f" leave it out for {default}.")
     return int(text)
 
 
