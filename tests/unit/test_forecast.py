@@ -311,7 +311,8 @@ def test_a_forecaster_that_loads_what_another_dumped_forecasts_the_same(name):
 @pytest.mark.parametrize("row", [
     None, [], ["mean", ["a", "k"]], ["mean", "ak", [1.0]], ["medians", ["a", "k"], [1.0]], ["mean", [1, "k"], [1.0]],
     ["mean", ["a", "k"], []], ["mean", ["a", "k"], ["1"]], ["mean", ["a", "k"], [math.inf]],
-    ["mean", ["a", "k"], [True]], ["mean", ["a", "b", "k"], [1.0]]])
+    ["mean", ["a", "k"], [True]], ["mean", ["a", "b", "k"], [1.0]], ["mean", ["a", "k"], [math.nan]],
+    ["mean", ["a", "k"], [10 ** 400]], ["mean", ["a", "k"], [1e300]]])
 @pytest.mark.parametrize("name", ["paper", "quantile"])
 def test_a_row_that_is_none_is_refused_and_nothing_is_learnt(name, row):
     forecaster = make_forecaster(TokenCakeConfig(forecast=name))

@@ -15,6 +15,7 @@ from tokencake_sglang.core.types import AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
 from tokencake_sglang.engine.copy_fence import fence_copies
 from tokencake_sglang.engine.decision_log import DecisionLog
+from tokencake_sglang.engine.history import start_history
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, TokenCakeTickReq
 from tokencake_sglang.engine.moves import KvMover
 from tokencake_sglang.engine.state import state_report
@@ -31,7 +32,8 @@ class TokenCakeExtension(SchedulerExtension):
             fence_copies(self.cache.cache_controller, scheduler.forward_stream, self.cache.freed_under_pass)
         self.mover = KvMover(self.cache, scheduler)
         self.controller = Controller(config, self.mover)
-        self.cache.on_step = self.controller.step
+        self.history = start_history(config, self.controller.forecaster, scheduler.ps.tp_rank) if config.history else None
+        self.cache.on_step = self._on_step
         self.cache.on_request_ended = self.controller.request_ended
         self.cache.on_reset = self._on_reset
         self.cache.on_backups_landed = self._try_admission_again
@@ -65,6 +67,11 @@ class TokenCakeExtension(SchedulerExtension):
         if identity is not None:
             self.controller.request_added(identity, req.rid)
 
+    def _on_step(self) -> None:
+        self.controller.step()
+        if self.history is not None:
+            self.history.poll()
+
     def _on_tick(self, tick: TokenCakeTickReq) -> None:
         self.controller.tick(tick.now)
 
@@ -72,6 +79,10 @@ class TokenCakeExtension(SchedulerExtension):
         payload = json.loads(req.payload)
         if req.op == "state":
             status, body = 200, state_report(self, payload.get("agents", 100))
+        elif req.op == "save":
+            if self.history is not None:
+                self.history.flush()
+            status, body = 200, reply_body(200, "applied", "What was learnt is in the history file.")
         else:
             reply = self.controller.event(payload)
             status, body = reply.status, reply_body(reply.status, reply.result, reply.message)
