@@ -101,7 +101,7 @@ class Engine(SGLangEngine):
         if self.__dict__.get("_gateway") is not None and self.tokencake.history:
             try:
                 self.loop.run_until_complete(self._gateway.call("save", {}, timeout_s=SAVE_TIMEOUT_S))
-            except Exception:  # the scheduler or the loop is gone, or the program runs in the loop; shutting down goes on
+            except Exception:  # the scheduler or the loop is gone, or the program runs in the loop
                 logger.warning("The history could not be saved at the shutdown; up to a minute of it is lost.")
         super().shutdown()
 

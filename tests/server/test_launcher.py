@@ -29,9 +29,10 @@ def test_without_the_switch_there_are_no_settings():
     assert config_of("--model-path", "m") is None
 
 
-def test_every_setting_has_a_flag_that_sets_it():
+def test_every_setting_has_a_flag_that_sets_it(tmp_path):
     for f in fields(TokenCakeConfig):
-        other = "none" if isinstance(f.default, str) else f.metadata["high"]
+        a_file = str(tmp_path / "file")
+        other = (f.metadata["choices"] or [a_file])[-1] if isinstance(f.default, str) else f.metadata["high"]
         config = config_of(*ON, options.flag_of(f.name), str(other))
         assert getattr(config, f.name) == other and type(getattr(config, f.name)) is type(f.default)
 

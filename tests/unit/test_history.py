@@ -12,7 +12,7 @@ from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.errors import ConfigError
 from tokencake_sglang.core.forecast import make_forecaster
 from tokencake_sglang.engine import history as module
-from tokencake_sglang.engine.history import SAVE_INTERVAL_S, History, start_history
+from tokencake_sglang.engine.history import SAVE_INTERVAL_S, start_history
 from tokencake_sglang.server.options import config_from
 
 

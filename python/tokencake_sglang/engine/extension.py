@@ -32,7 +32,7 @@ class TokenCakeExtension(SchedulerExtension):
             fence_copies(self.cache.cache_controller, scheduler.forward_stream, self.cache.freed_under_pass)
         self.mover = KvMover(self.cache, scheduler)
         self.controller = Controller(config, self.mover)
-        self.history = start_history(config, self.controller.forecaster, scheduler.ps.tp_rank) if config.history else None
+        self.history = start_history(config, self.controller.forecaster, scheduler.ps.tp_rank)
         self.cache.on_step = self._on_step
         self.cache.on_request_ended = self.controller.request_ended
         self.cache.on_reset = self._on_reset

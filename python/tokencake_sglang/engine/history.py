@@ -29,7 +29,10 @@ DECIMALS = 6
 
 
 def start_history(config: TokenCakeConfig, forecaster: Forecaster, rank: int) -> History | None:
-    """Teach the forecaster what the file says. Rank 0 also writes it from now on, and puts a bad one aside."""
+    """Teach the forecaster what the file says, if the settings name one. Rank 0 also writes it from now on, and puts a
+    bad one aside."""
+    if not config.history:
+        return None
     load(config.history, config.forecast, forecaster, may_move=rank == 0)
     return History(config.history, config.forecast, forecaster) if rank == 0 else None
 
@@ -37,8 +40,8 @@ def start_history(config: TokenCakeConfig, forecaster: Forecaster, rank: int) ->
 def load(path: str, forecast: str, forecaster: Forecaster, *, may_move: bool) -> bool:
     """Teach the forecaster what the file says; False when there is none or it cannot be used.
 
-    A file that is damaged or of another version or forecast is put aside as FILE.bad (by the rank that `may_move`), with
-    one warning: the server starts as if there were none.
+    A file that is damaged or of another version or forecast is put aside as FILE.bad (by the rank that `may_move`),
+    with one warning: the server starts as if there were none.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

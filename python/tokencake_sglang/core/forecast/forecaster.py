@@ -43,8 +43,8 @@ class Forecaster(Protocol):
         ...
 
     def load(self, rows: Any) -> None:
-        """Take in what `dump` gave in another run, with lists for tuples. ValueError, and nothing is taken in, when it is
-        no list of rows of this forecaster."""
+        """Take in what `dump` gave in another run, with lists for tuples. ValueError, and nothing is taken in, when it
+        is no list of rows of this forecaster."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The published forecast (paper equation 1; published code: weights of one half, 4,096 keys): a point without spread."""
+"""The published forecast, a point without spread (paper equation 1; published code: weights one half, 4,096 keys)."""
 
 from __future__ import annotations
 
