@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 
 import pytest
 
@@ -175,6 +176,27 @@ def test_what_was_learnt_while_a_save_runs_is_saved_by_the_next(config, clock):
     history.poll()
     teach(forecaster, 20.0)
     history.flush()
+    assert expected(started(config)[0]) == pytest.approx(expected(forecaster), rel=1e-5)
+
+
+def test_the_end_of_the_process_waits_for_the_save_that_is_under_way(config, clock, caplog, monkeypatch):
+    forecaster, history = started(config)
+    teach(forecaster, 7.0)
+    clock.now += SAVE_INTERVAL_S
+    release, order = threading.Event(), []
+
+    def slow(_file) -> None:
+        order.append(threading.current_thread().name)
+        if len(order) == 1:
+            release.wait(30)
+
+    monkeypatch.setattr(module.os, "fsync", slow)
+    history.poll()
+    teach(forecaster, 20.0)
+    threading.Timer(0.1, release.set).start()
+    history.flush()
+    history._writer.join()
+    assert order == ["tokencake-history", "MainThread"] and not caplog.records
     assert expected(started(config)[0]) == pytest.approx(expected(forecaster), rel=1e-5)
 
 
