@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,9 @@ from tokencake_sglang.server.options import config_from
 from tokencake_sglang.server.schema import parse_event, parse_request_metadata
 
 PREFIX = "tokencake_"
+SAVE_TIMEOUT_S = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 class ControlError(RuntimeError):
@@ -91,6 +95,15 @@ class Engine(SGLangEngine):
     def agent_finished(self, **fields: Any) -> dict[str, Any]:
         """The agent has ended: identity only."""
         return self._event("agent_finished", fields)
+
+    def shutdown(self) -> None:
+        """As `sglang.Engine.shutdown`, which kills the scheduler; what it has learnt is saved before, if it can be."""
+        if self.__dict__.get("_gateway") is not None and self.tokencake.history:
+            try:
+                self.loop.run_until_complete(self._gateway.call("save", {}, timeout_s=SAVE_TIMEOUT_S))
+            except Exception:  # the scheduler or the loop is gone, or the program runs in the loop
+                logger.warning("The history could not be saved at the shutdown; up to a minute of it is lost.")
+        super().shutdown()
 
     def tokencake_state(self, agents: int = 100, stalls: int = 0) -> dict[str, Any]:
         """What GET /v1/tokencake/state answers, with at most `agents` agents and `stalls` ended stalls listed."""

@@ -29,7 +29,7 @@ def test_without_the_switch_there_are_no_settings():
     assert config_of("--model-path", "m") is None
 
 
-def test_every_setting_has_a_flag_that_sets_it():
+def test_every_setting_has_a_flag_that_sets_it(tmp_path):
     for f in fields(TokenCakeConfig):
         choices = f.metadata["choices"]
         other = choices[-1] if choices else "none" if isinstance(f.default, str) else f.metadata["high"]

@@ -127,7 +127,8 @@ def test_good_events_are_read_with_their_defaults(sent, read):
         ([{"name": "s", "estimated_s": None}], "no estimated_s"),
         ([{"name": "s", "estimated_s": 1}, {"name": "t", "estimated_s": -1}], "stages[1].estimated_s is -1"),
         ([{"name": "s", "estimated_s": 1}, {"name": "s", "estimated_s": 2}], "an earlier stage"),
-        ([{"name": "", "estimated_s": 1}], "stages[0].name has 0"), ([{"name": ["s"], "estimated_s": 1}], "a list of 1")]],
+        ([{"name": "", "estimated_s": 1}], "stages[0].name has 0"),
+        ([{"name": ["s"], "estimated_s": 1}], "a list of 1")]],
 ])
 def test_bad_events_are_refused_in_a_sentence_that_names_what_was_found(event, words):
     with pytest.raises(MetadataError) as caught:

@@ -252,6 +252,14 @@ def test_what_is_left_does_not_jump_to_nothing_when_the_estimate_has_passed(quan
         assert predict(quantile, 10.0, elapsed).quantile(0.9) > 0.5
 
 
+def test_nothing_is_left_less_than_nothing_at_the_very_end_of_a_sample(quantile):
+    lengths = [0.1 * number for number in range(1, 60)]
+    teach(quantile, *lengths)
+    for elapsed in (near for length in lengths for near in (length, math.exp(math.log(length)), length * (1 + 1e-16))):
+        found = predict(quantile, elapsed=elapsed).remaining_s
+        assert found[0] >= 0.0 and list(found) == sorted(found)
+
+
 def test_what_is_left_changes_smoothly_between_samples(quantile):
     teach(quantile, *[1.0, 2.0, 4.0, 8.0, 16.0])
     medians = [predict(quantile, elapsed=step / 100).quantile(0.5) for step in range(3000)]
@@ -272,6 +280,11 @@ def test_after_a_stage_only_the_remaining_ones_count(quantile):
 def test_remaining_stages_add_up(quantile):
     found = predict(quantile, 9.0, elapsed=2.0, stages=Stages((NETWORK, RANK), 0.0))
     assert found.quantile(0.5) == pytest.approx(4.0) and found.expected_s == pytest.approx(6.0)
+
+
+def test_the_time_that_has_passed_counts_against_the_first_remaining_stage_only(quantile):
+    found = predict(quantile, 9.0, elapsed=200.0, stages=Stages((RANK, NETWORK), 100.0))
+    assert found.quantile(0.5) == pytest.approx(103.0)
 
 
 def test_a_call_whose_stages_are_not_reported_is_forecast_as_a_whole(quantile):
@@ -311,7 +324,8 @@ def test_a_forecaster_that_loads_what_another_dumped_forecasts_the_same(name):
 @pytest.mark.parametrize("row", [
     None, [], ["mean", ["a", "k"]], ["mean", "ak", [1.0]], ["medians", ["a", "k"], [1.0]], ["mean", [1, "k"], [1.0]],
     ["mean", ["a", "k"], []], ["mean", ["a", "k"], ["1"]], ["mean", ["a", "k"], [math.inf]],
-    ["mean", ["a", "k"], [True]], ["mean", ["a", "b", "k"], [1.0]]])
+    ["mean", ["a", "k"], [True]], ["mean", ["a", "b", "k"], [1.0]], ["mean", ["a", "k"], [math.nan]],
+    ["mean", ["a", "k"], [10 ** 400]], ["mean", ["a", "k"], [1e300]]])
 @pytest.mark.parametrize("name", ["paper", "quantile"])
 def test_a_row_that_is_none_is_refused_and_nothing_is_learnt(name, row):
     forecaster = make_forecaster(TokenCakeConfig(forecast=name))

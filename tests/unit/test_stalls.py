@@ -346,3 +346,9 @@ def test_stages_that_were_not_reported_teach_nothing(calls):
     staged(calls)
     calls.finish(12.5, "c1", "ok")
     assert calls.take_lessons() == [Lesson("search", 4.0, 2.5)]
+
+
+def test_the_only_stage_of_a_call_is_not_learnt_unless_it_was_reported(calls):
+    staged(calls, stages=STAGES[:1])
+    calls.finish(12.5, "c1", "ok")
+    assert calls.take_lessons() == [Lesson("search", 3.0, 2.5)]

@@ -45,6 +45,8 @@ class TokenCakeConfig:
         "quantile", "How the end of a stall is forecast: 'quantile' learns the spread of durations and of the errors"
         " of estimates, 'paper' is the published average of estimate and history.",
         choices=FORECASTS)
+    history: str = _setting(
+        "", "Keep what calls took in this file, so that a restarted server need not learn it again; empty: do not.")
     upload_lead_s: float = _setting(
         0.25, "How many seconds before the predicted return an upload starts, at the least.", low=0.0, high=3600.0)
     lease_s: float = _setting(

@@ -15,6 +15,7 @@ from tokencake_sglang.core.types import AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
 from tokencake_sglang.engine.copy_fence import fence_copies
 from tokencake_sglang.engine.decision_log import DecisionLog
+from tokencake_sglang.engine.history import start_history
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, TokenCakeTickReq
 from tokencake_sglang.engine.metrics import Metrics
 from tokencake_sglang.engine.moves import KvMover
@@ -37,7 +38,8 @@ class TokenCakeExtension(SchedulerExtension):
         self.cache.worth.costs = lambda: self.mover.costs
         self.cache.held_nodes = lambda: [req.last_node for req in on_device(scheduler) if not req.finished()]
         self.metrics = self._build_metrics()
-        self.cache.on_step = self.controller.step if self.metrics is None else self._step_and_measure
+        self.history = start_history(config, self.controller.forecaster, scheduler.ps.tp_rank)
+        self.cache.on_step = self._on_step
         self.cache.on_request_ended = self.controller.request_ended
         self.cache.on_reset = self._on_reset
         self.cache.on_backups_landed = self._try_admission_again
@@ -71,6 +73,13 @@ class TokenCakeExtension(SchedulerExtension):
         if identity is not None:
             self.controller.request_added(identity, req.rid)
 
+    def _on_step(self) -> None:
+        self.controller.step()
+        if self.history is not None:
+            self.history.poll()
+        if self.metrics is not None:
+            self.metrics.update(time.monotonic())
+
     def _on_tick(self, tick: TokenCakeTickReq) -> None:
         self.controller.tick(tick.now)
 
@@ -78,6 +87,10 @@ class TokenCakeExtension(SchedulerExtension):
         payload = json.loads(req.payload)
         if req.op == "state":
             status, body = 200, state_report(self, payload.get("agents", 100), payload.get("stalls", 0))
+        elif req.op == "save":
+            if self.history is not None:
+                self.history.flush()
+            status, body = 200, reply_body(200, "applied", "What was learnt is in the history file.")
         else:
             reply = self.controller.event(payload)
             status, body = reply.status, reply_body(reply.status, reply.result, reply.message)
@@ -90,10 +103,6 @@ class TokenCakeExtension(SchedulerExtension):
         if collector is None or self.scheduler.ps.tp_rank != 0:
             return None
         return Metrics(self.controller, self.mover.measure_pool, collector.labels)
-
-    def _step_and_measure(self) -> None:
-        self.controller.step()
-        self.metrics.update(time.monotonic())
 
     def _try_admission_again(self) -> None:
         """Memory has become evictable. SGLang tries no admission after a failed one until a request ends, and the

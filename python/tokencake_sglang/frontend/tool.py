@@ -101,8 +101,8 @@ class Tool:
                 raise TypeError(f"stages of tool {self.name!r}: found {stage!r}; allowed are Stage(name, seconds)")
         names = [stage.name for stage in self.stages]
         if len(names) > MAX_STAGES or len(set(names)) < len(names):
-            raise ValueError(f"stages of tool {self.name!r}: found {names}; allowed are at most {MAX_STAGES} with a name"
-                             " of their own each")
+            raise ValueError(f"stages of tool {self.name!r}: found {names}; allowed are at most {MAX_STAGES}, each"
+                             " with a name of its own")
         if predict_time is not None:
             _check_seconds(f"predict_time of tool {self.name!r}", predict_time)
         elif self.stages:

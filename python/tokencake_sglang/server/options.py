@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.errors import ConfigError
-from tokencake_sglang.server import record
+from tokencake_sglang.server import history, record
 
 PREFIX = "--tokencake-"
 PROGRAM = "python -m tokencake_sglang.launch_server"
@@ -83,8 +83,9 @@ def config_from_flags(ours: argparse.Namespace) -> TokenCakeConfig | None:
 
 
 def config_from(values: dict[str, Any]) -> TokenCakeConfig:
-    """Settings from names (with underscores or dashes) and values."""
-    return TokenCakeConfig.from_dict({str(name).replace("-", "_"): value for name, value in values.items()})
+    """Settings from names (with underscores or dashes) and values; the path of a history absolute, and writable."""
+    config = TokenCakeConfig.from_dict({str(name).replace("-", "_"): value for name, value in values.items()})
+    return replace(config, history=history.check_path(config.history)) if config.history else config
 
 
 def load_file(path: str) -> dict[str, Any]:

@@ -3,11 +3,11 @@ long this one has lasted."""
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.forecast.forecast import LEVELS, Forecast, latest
-from tokencake_sglang.core.forecast.forecaster import Forecaster, Stages, stage_kind
+from tokencake_sglang.core.forecast.forecaster import Forecaster, Row, Stages, stage_kind
 from tokencake_sglang.core.forecast.paper import PaperForecaster
 from tokencake_sglang.core.forecast.quantile import QuantileForecaster
 
-__all__ = ["LEVELS", "Forecast", "Forecaster", "Stages", "latest", "make_forecaster", "stage_kind"]
+__all__ = ["LEVELS", "Forecast", "Forecaster", "Row", "Stages", "latest", "make_forecaster", "stage_kind"]
 
 
 def make_forecaster(config: TokenCakeConfig) -> Forecaster:

@@ -52,7 +52,7 @@ class Curve:
         self.centre = self._value(0.5)
 
     def remaining(self, unit_s: float, elapsed_s: float) -> tuple[float, ...]:
-        """Seconds left at LEVELS of a call that has lasted `elapsed_s` and still runs. Never falling, never negative."""
+        """Seconds left at LEVELS of a call that has lasted `elapsed_s` and still runs, rising with the level."""
         alive = self._survival(elapsed_s / unit_s)
         found, last = [], 0.0
         for level in LEVELS:

@@ -19,9 +19,14 @@ class Stages:
     since_s: float | None
 
 
+Row = tuple[str, tuple[str | None, ...], tuple[float, ...]]  # table, key and figures
+
+
 class Forecaster(Protocol):
     """Equal lessons in equal order give equal forecasts, on every rank. Times are seconds; `agent_type` None is a type
     of its own."""
+
+    lessons: int  # how many there were in this run
 
     def predict(
         self, agent_type: str | None, kind: str, estimate_s: float | None, stages: Stages | None, elapsed_s: float,
@@ -33,12 +38,13 @@ class Forecaster(Protocol):
         """A call (or a stage, whose kind is "kind/stage") has taken so long; its caller had given this estimate."""
         ...
 
-    def dump(self) -> list[list[Any]]:
-        """What was learnt, oldest first, as rows for `load`: values that JSON has. Takes no time worth speaking of."""
+    def dump(self) -> list[Row]:
+        """What was learnt, the key taught longest ago first. Nothing in it is changed later."""
         ...
 
-    def load(self, rows: list[list[Any]]) -> None:
-        """Learn what `dump` gave, in another run perhaps. ValueError when a row is not one of this forecaster's."""
+    def load(self, rows: Any) -> None:
+        """Take in what `dump` gave in another run, with lists for tuples. ValueError, and nothing is taken in, when it
+        is no list of rows of this forecaster."""
         ...
 
 

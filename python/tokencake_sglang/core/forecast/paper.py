@@ -1,4 +1,4 @@
-"""The published forecast (paper equation 1; published code: weights of one half, 4,096 keys): a point without spread."""
+"""The published forecast, a point without spread (paper equation 1; published code: weights one half, 4,096 keys)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections import OrderedDict
 from typing import Any
 
 from tokencake_sglang.core.forecast.forecast import Forecast
-from tokencake_sglang.core.forecast.forecaster import Stages
-from tokencake_sglang.core.forecast.rows import check_row
+from tokencake_sglang.core.forecast.forecaster import Row, Stages
+from tokencake_sglang.core.forecast.rows import check_rows
 from tokencake_sglang.core.forecast.samples import KEYS_KEPT
 
 ESTIMATE_WEIGHT = 0.5
 NEWEST_WEIGHT = 0.5
+LONGEST_S = 1e9
 
 
 class PaperForecaster:
@@ -20,6 +21,7 @@ class PaperForecaster:
 
     def __init__(self, default_stall_s: float) -> None:
         self.default_stall_s = default_stall_s
+        self.lessons = 0
         self._history: OrderedDict[tuple[str | None, str], float] = OrderedDict()
 
     def predict(
@@ -38,16 +40,16 @@ class PaperForecaster:
         return Forecast.at(expected - elapsed_s, expected, source)
 
     def observe(self, agent_type: str | None, kind: str, estimate_s: float | None, duration_s: float) -> None:
+        self.lessons += 1
         known = self._history.get((agent_type, kind))
         self._put((agent_type, kind), duration_s if known is None
                   else NEWEST_WEIGHT * duration_s + (1.0 - NEWEST_WEIGHT) * known)
 
-    def dump(self) -> list[list[Any]]:
-        return [["mean", [agent_type, kind], [mean]] for (agent_type, kind), mean in self._history.items()]
+    def dump(self) -> list[Row]:
+        return [("mean", key, (mean,)) for key, mean in self._history.items()]
 
-    def load(self, rows: list[list[Any]]) -> None:
-        checked = [check_row(row, ("mean",), (2, 2)) for row in rows]
-        for _, (agent_type, kind), (mean, *_) in checked:
+    def load(self, rows: Any) -> None:
+        for _, (agent_type, kind), (mean, *_) in check_rows(rows, ("mean",), (2,), (0.0, LONGEST_S)):
             self._put((agent_type, kind), mean)
 
     def _put(self, key: tuple[str | None, str], mean: float) -> None:

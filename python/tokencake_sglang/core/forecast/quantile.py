@@ -8,13 +8,14 @@ from typing import Any
 
 from tokencake_sglang.core.forecast.curve import SHORTEST_S, Curve
 from tokencake_sglang.core.forecast.forecast import LEVELS, Forecast
-from tokencake_sglang.core.forecast.forecaster import Stages, stage_kind
+from tokencake_sglang.core.forecast.forecaster import Row, Stages, stage_kind
 from tokencake_sglang.core.forecast.presets import PRESETS, Prior, prior_of_durations, prior_of_ratios
-from tokencake_sglang.core.forecast.rows import check_row
+from tokencake_sglang.core.forecast.rows import check_rows
 from tokencake_sglang.core.forecast.samples import Key, Samples, SampleStore
 
 FEW = 4
 MANY = 16
+LOG_LIMIT = 40.0  # of what a file may say: e^40 s are longer than any call
 ALL: Key = ()
 
 
@@ -27,6 +28,7 @@ class QuantileForecaster:
 
     def __init__(self, default_stall_s: float) -> None:
         self.default_stall_s = default_stall_s
+        self.lessons = 0
         self._durations = SampleStore()
         self._ratios = SampleStore()
         self._unseen: dict[tuple[str, str], Curve] = {}  # of the kinds in PRESETS, and one for all others
@@ -94,6 +96,7 @@ class QuantileForecaster:
     # -- lessons --------------------------------------------------------------------------------------------
 
     def observe(self, agent_type: str | None, kind: str, estimate_s: float | None, duration_s: float) -> None:
+        self.lessons += 1
         length = max(duration_s, SHORTEST_S)
         self._learn("durations", agent_type, kind, math.log(length))
         if estimate_s is not None:
@@ -108,12 +111,11 @@ class QuantileForecaster:
     def _store(self, what: str) -> SampleStore:
         return self._ratios if what == "ratios" else self._durations
 
-    def dump(self) -> list[list[Any]]:
-        return [[what, key, latest] for what in ("durations", "ratios") for key, latest in self._store(what).items()]
+    def dump(self) -> list[Row]:
+        return [(what, key, latest) for what in ("durations", "ratios") for key, latest in self._store(what).items()]
 
-    def load(self, rows: list[list[Any]]) -> None:
-        checked = [check_row(row, ("durations", "ratios"), (0, 2)) for row in rows]
-        for what, key, latest in checked:
+    def load(self, rows: Any) -> None:
+        for what, key, latest in check_rows(rows, ("durations", "ratios"), (0, 1, 2), (-LOG_LIMIT, LOG_LIMIT)):
             self._store(what).put(key, latest, self._prior(what, _kind_of(key)))
 
 
