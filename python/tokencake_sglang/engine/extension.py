@@ -11,11 +11,13 @@ from sglang.utils import TypeBasedDispatcher
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.controller import Controller
+from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.types import AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
 from tokencake_sglang.engine.copy_fence import fence_copies
 from tokencake_sglang.engine.decision_log import DecisionLog
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, TokenCakeTickReq
+from tokencake_sglang.engine.measure import CostMeasure
 from tokencake_sglang.engine.moves import KvMover
 from tokencake_sglang.engine.state import state_report
 from tokencake_sglang.engine.verify import verify_cache, verify_scheduler
@@ -31,7 +33,12 @@ class TokenCakeExtension(SchedulerExtension):
             fence_copies(self.cache.cache_controller, scheduler.forward_stream, self.cache.freed_under_pass)
         self.mover = KvMover(self.cache, scheduler)
         self.controller = Controller(config, self.mover)
+        self.measure: CostMeasure | None = None
         self.cache.on_step = self.controller.step
+        if scheduler.ps.tp_rank == 0:
+            self.measure = CostMeasure(self.cache, getattr(scheduler, "model_worker", None))
+            self.measure.measure_copies()
+            self.cache.on_step = self._measured_step
         self.cache.on_request_ended = self.controller.request_ended
         self.cache.on_reset = self._on_reset
         self.cache.on_backups_landed = self._try_admission_again
@@ -52,7 +59,8 @@ class TokenCakeExtension(SchedulerExtension):
         if not recv_reqs and (wake is None or now < wake):
             return recv_reqs
         self._last_tick = now
-        return [TokenCakeTickReq(now=now), *recv_reqs]
+        costs = self.measure.news(now) if self.measure is not None else []
+        return [TokenCakeTickReq(now=now, costs=costs), *recv_reqs]
 
     @property
     def next_wake_s(self) -> float | None:
@@ -66,7 +74,13 @@ class TokenCakeExtension(SchedulerExtension):
             self.controller.request_added(identity, req.rid)
 
     def _on_tick(self, tick: TokenCakeTickReq) -> None:
+        if tick.costs:
+            self.mover.costs = Costs.from_tuple(tick.costs)
         self.controller.tick(tick.now)
+
+    def _measured_step(self) -> None:
+        self.measure.collect()
+        self.controller.step()
 
     def _on_control(self, req: TokenCakeControlReq) -> TokenCakeControlReqOutput:
         payload = json.loads(req.payload)
