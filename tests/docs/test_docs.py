@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tokencake_sglang.cli import SUBCOMMANDS
-from tokencake_sglang.core import controller
+from tokencake_sglang.core import controller, cost_learner
 from tokencake_sglang.core.config import OFFLOAD_POLICIES, TokenCakeConfig
 from tokencake_sglang.core.forecast import curve, presets, quantile, samples
 from tokencake_sglang.core.policy import cost, eager, paper, published, score
@@ -99,11 +99,20 @@ def test_every_policy_has_its_heading():
     assert set(OFFLOAD_POLICIES) <= set(sections(DOCS / "policies.md"))
 
 
-def test_the_constants_of_the_policy_and_the_controller_are_documented_with_their_values():
+def constants_of(path: str) -> dict[str, object]:
+    """Top-level constants of a file that may not be imported here."""
+    tree = ast.parse((ROOT / "python/tokencake_sglang" / path).read_text(encoding="utf-8"))
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
+    return {node.targets[0].id: eval(ast.unparse(node.value)) for node in assigned if node.targets[0].id.isupper()}
+
+
+def test_the_constants_of_the_policy_the_controller_and_the_costs_are_documented_with_their_values():
     found = {name: cells[0] for name, cells in table(text_of(DOCS / "policies.md")).items() if name.isupper()}
     used = {name: value for module in (cost, eager, published, paper, score)
             for name, value in vars(module).items() if name.isupper()}
     used |= {name: getattr(controller, name) for name in vars(controller) if re.fullmatch(r"[A-Z_]+(_S|_STEP)", name)}
+    used |= {name: getattr(cost_learner, name) for name in vars(cost_learner) if name.isupper()}
+    used |= constants_of("engine/measure.py")
     assert found == {name: str(value) for name, value in used.items()}
 
 

@@ -323,7 +323,8 @@ def test_the_state_shows_the_last_stalls_newest_first_when_asked(server):
         assert server.back()[0] == 200
     assert server.control("state")[1]["stalls"] == []
     newest, *others = server.control("state", stalls=2)[1]["stalls"]
-    assert newest["forecast_median_s"] == 20.0 and [other["forecast_median_s"] for other in others] == [5.0]
+    assert [other["forecast_median_s"] for other in others] == [5.0]
+    assert newest["forecast_median_s"] < 20.0 and newest["forecast_source"] == "corrected estimate"
     assert newest["agent"] == "a" and newest["outcome"] == "ok" and newest["first"]["action"] == "Offload"
     assert newest["missing_tokens"] == newest["offloaded_tokens"] > 0 and newest["restore_s"] > 0
     state = server.control("state", stalls=1)[1]

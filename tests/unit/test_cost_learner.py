@@ -126,6 +126,15 @@ def test_a_first_sample_that_was_an_outlier_is_soon_outvoted():
     assert worst_error(learner.costs()) < 0.1
 
 
+def test_an_outlier_of_a_size_never_seen_before_has_little_leverage_beside_one_known_size():
+    learner = CostLearner(KV_BYTES)
+    for _ in range(KEPT_SAMPLES):
+        learner.copy("upload", 1000, 1, TRUE.upload_s(1000))
+    expected = learner.costs().upload_s(5000)
+    learner.copy("upload", 5000, 1, 100 * TRUE.upload_s(5000))
+    assert learner.costs().upload_s(5000) == pytest.approx(expected, rel=0.1)
+
+
 @pytest.mark.parametrize("factor", [3.0, 1 / 3])
 def test_it_follows_a_device_that_has_changed(factor):
     learner = trained(rounds=KEPT_SAMPLES)

@@ -265,7 +265,7 @@ def test_the_controller_records_a_stall_from_the_call_to_the_finish():
 
 
 def test_the_controller_records_the_next_request_the_end_and_forgetting_as_ends():
-    server = Server(agent_idle_s=10.0)
+    server = Server(agent_idle_s=10.0, forecast="paper")
     server.stalled()
     server.controller.tick(105.0)
     server.ask()

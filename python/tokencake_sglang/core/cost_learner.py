@@ -3,7 +3,8 @@
 Least squares over medians. Samples are sorted into buckets by the size of the operation, in powers of two; a bucket
 holds its latest few and speaks with their lower median. A fit runs over the buckets, not over the samples: a server
 that sees one size all day does not forget what other sizes told, a single slow copy is never a bucket's median, and
-memory is bounded. Errors count relative to what was measured, so short operations weigh as much as long ones.
+memory is bounded. Errors count relative to what was measured: short operations weigh as much as long ones, and a
+sample that took a hundred times too long, alone in its bucket, has next to no leverage.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ LINK_BYTES_PER_S = 12e9  # of a link that nothing is known of, both ways (publis
 KEPT_SAMPLES = 8  # of each bucket: five others change its median
 MAX_BUCKETS = 64  # of each fit; the one not seen for longest goes
 HALF_LIFE_SAMPLES = 64  # a bucket counts half after so many samples in others
-FEW_SAMPLES = 3  # below these a bucket has no median to trust
-MAX_SURPRISE = 2.0  # such a bucket counts as at most so many times what the others make of it
 PRIOR_WEIGHT = 1e-5  # of the defaults, scaled to the samples, against one full bucket
 MIN_PREFILL_TOKENS = 64  # shorter passes tell of reading weights and of first-time compilation, not of tokens
 PAIR_SCALE = 1 / 32_768  # a token costs twice the least at about this position, until samples tell
@@ -62,30 +61,26 @@ class LinearFit:
             return self.defaults
         points = [self._point(bucket) for bucket in self._buckets.values()]
         factor = _weighted_median([(seconds / _dot(amounts, self.defaults), weight)
-                                   for amounts, seconds, weight, _ in points])
+                                   for amounts, seconds, weight in points])
         prior = tuple(factor * figure for figure in self.defaults)
-        found = self._fit(points, prior, factor, (prior,))
-        return self._fit(points, prior, factor, (prior, found))
+        return self._fit(points, prior, factor)
 
-    def _point(self, bucket: _Bucket) -> tuple[Figures, float, float, int]:
-        """Amounts and seconds of the lower median sample, its weight, and how many samples stand behind it."""
+    def _point(self, bucket: _Bucket) -> tuple[Figures, float, float]:
+        """Amounts and seconds of the lower median sample, and its weight."""
         ordered = sorted(bucket.samples, key=lambda one: one[1] / _dot(one[0], self.defaults))
         amounts, seconds = ordered[(len(ordered) - 1) // 2]
         fresh = 0.5 ** ((self.samples - bucket.seen) / HALF_LIFE_SAMPLES)
-        return amounts, seconds, fresh * len(ordered) / KEPT_SAMPLES, len(ordered)
+        return amounts, seconds, fresh * len(ordered) / KEPT_SAMPLES
 
-    def _fit(self, points: Sequence[tuple[Figures, float, float, int]], prior: Figures, factor: float,
-             known: Sequence[Figures]) -> Figures:
-        """Weighted least squares of relative errors around `prior`; `known` bounds what few samples may say."""
+    def _fit(self, points: Sequence[tuple[Figures, float, float]], prior: Figures, factor: float) -> Figures:
+        """Weighted least squares of relative errors around `prior`."""
         size = len(prior)
         matrix = [[0.0] * size for _ in range(size)]
         target = [0.0] * size
         scales = [factor * scale for scale in self.scales]
         for i in range(size):
             matrix[i][i], target[i] = PRIOR_WEIGHT, PRIOR_WEIGHT * prior[i] / scales[i]
-        for amounts, seconds, weight, count in points:
-            if count < FEW_SAMPLES:
-                seconds = min(seconds, MAX_SURPRISE * max(_dot(amounts, figures) for figures in known))
+        for amounts, seconds, weight in points:
             row = [amount * scale / seconds for amount, scale in zip(amounts, scales, strict=True)]
             for i in range(size):
                 target[i] += weight * row[i]

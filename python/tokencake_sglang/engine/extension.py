@@ -11,12 +11,14 @@ from sglang.utils import TypeBasedDispatcher
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.controller import Controller
+from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.types import AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
 from tokencake_sglang.engine.copy_fence import fence_copies
 from tokencake_sglang.engine.decision_log import DecisionLog
 from tokencake_sglang.engine.history import start_history
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, TokenCakeTickReq
+from tokencake_sglang.engine.measure import CostMeasure
 from tokencake_sglang.engine.metrics import Metrics
 from tokencake_sglang.engine.moves import KvMover
 from tokencake_sglang.engine.requests import on_device
@@ -39,6 +41,10 @@ class TokenCakeExtension(SchedulerExtension):
         self.cache.held_nodes = lambda: [req.last_node for req in on_device(scheduler) if not req.finished()]
         self.metrics = self._build_metrics()
         self.history = start_history(config, self.controller.forecaster, scheduler.ps.tp_rank)
+        self.measure: CostMeasure | None = None
+        if scheduler.ps.tp_rank == 0:
+            self.measure = CostMeasure(self.cache, getattr(scheduler, "model_worker", None))
+            self.measure.measure_copies()
         self.cache.on_step = self._on_step
         self.cache.on_request_ended = self.controller.request_ended
         self.cache.on_reset = self._on_reset
@@ -60,7 +66,8 @@ class TokenCakeExtension(SchedulerExtension):
         if not recv_reqs and (wake is None or now < wake):
             return recv_reqs
         self._last_tick = now
-        return [TokenCakeTickReq(now=now), *recv_reqs]
+        costs = self.measure.news(now) if self.measure is not None else []
+        return [TokenCakeTickReq(now=now, costs=costs), *recv_reqs]
 
     @property
     def next_wake_s(self) -> float | None:
@@ -74,6 +81,8 @@ class TokenCakeExtension(SchedulerExtension):
             self.controller.request_added(identity, req.rid)
 
     def _on_step(self) -> None:
+        if self.measure is not None:
+            self.measure.collect()
         self.controller.step()
         if self.history is not None:
             self.history.poll()
@@ -81,6 +90,8 @@ class TokenCakeExtension(SchedulerExtension):
             self.metrics.update(time.monotonic())
 
     def _on_tick(self, tick: TokenCakeTickReq) -> None:
+        if tick.costs:
+            self.mover.costs = Costs.from_tuple(tick.costs)
         self.controller.tick(tick.now)
 
     def _on_control(self, req: TokenCakeControlReq) -> TokenCakeControlReqOutput:

@@ -26,9 +26,13 @@ class TokenCakeControlReqOutput(BaseReq, kw_only=True):
 
 
 class TokenCakeTickReq(BaseReq, kw_only=True):
-    """Rank 0's clock (seconds, monotonic), broadcast with the requests of a step: all ranks fold the same time."""
+    """Rank 0's clock (seconds, monotonic), broadcast with the requests of a step: all ranks fold the same time.
+
+    `costs`: what rank 0 has measured, in the order of `Costs.to_tuple`; empty when they are as they were.
+    """
 
     now: float
+    costs: list[float] = []
 
 
 def register_ipc_types() -> None:

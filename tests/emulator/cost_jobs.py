@@ -1,0 +1,32 @@
+"""Runs that give what the server has learnt of its costs, beside what its profile says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def learnt_costs(spec: dict[str, Any]) -> dict[str, Any]:
+    """Figures after a run, those that policies see, and the profile's seconds for the same operations."""
+    from tokencake_sglang.emulator import server as emulated
+
+    servers: list[Any] = []
+    build = emulated.EmulatedServer._build
+
+    def kept(server: Any, *args: Any) -> Any:
+        servers.append(server)
+        return build(server, *args)
+
+    emulated.EmulatedServer._build = kept
+    from tests.emulator.jobs import run_spec
+
+    run_spec(spec)
+    profile = servers[0].profile
+    extension = next(e for e in servers[0].scheduler.extensions if hasattr(e, "measure"))
+    told = extension.mover.costs
+    copies = [(tokens, *(profile.copy_s(tokens, 1, d) for d in ("h2d", "d2h"))) for tokens in (500, 2000, 8000)]
+    passes = [(new, position, profile.recompute_s(new, position))
+              for new in (500, 2000, 4000) for position in (0, 4000)]
+    return {
+        "samples": extension.measure.learner.samples, "figures": extension.measure.learner.costs().to_tuple(),
+        "told": told.to_tuple(), "passes": [(*p, told.prefill_s(*p[:2])) for p in passes],
+        "copies": [(*c, told.upload_s(c[0]), told.offload_s(c[0])) for c in copies]}
