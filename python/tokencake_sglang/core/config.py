@@ -9,6 +9,7 @@ from typing import Any
 from tokencake_sglang.core.errors import ConfigError
 
 OFFLOAD_POLICIES = ("eager", "none")
+INFER = ("clients", "none")
 
 
 def _setting(default: Any, help: str, *, low: float | None = None, high: float | None = None,
@@ -51,6 +52,10 @@ class TokenCakeConfig:
     decision_log: str = _setting(
         "", "Write every decision of rank N, one JSON object a line, to this file with the ending .rankN; empty: do"
         " not.")
+    infer: str = _setting(
+        "clients", "Where the agent of a request without a `tokencake` object is found: 'clients' reads the session and"
+        " agent ids that agent stacks send by themselves, 'none' reads nothing.",
+        choices=INFER)
 
     def __post_init__(self) -> None:
         for f in fields(self):
