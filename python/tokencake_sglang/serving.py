@@ -50,7 +50,7 @@ def load_plugins(config: TokenCakeConfig | None, trace: str | None = None) -> No
     from tokencake_sglang.server.install import verify_http
 
     load()
-    verify_http()
+    verify_http(enabled=config is not None)
     if config is not None and refuse.BACKEND not in registered_radix_cache_backends():
         raise TokenCakeError("TokenCake's cache was not registered with SGLang. Either its plugin failed, and the log"
                              " above says why, or this process has created an engine without TokenCake before: SGLang"

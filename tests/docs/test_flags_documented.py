@@ -14,6 +14,9 @@ from tokencake_sglang.core.fingerprint import BLOCK, BLOCKS_KEPT, GRAIN, TEMPLAT
 from tokencake_sglang.core.recording import SESSIONS_KEPT, Row, Wait
 from tokencake_sglang.engine.trace_file import CSV_COLUMNS, JsonlFormat
 from tokencake_sglang.server import record, refuse
+from tokencake_sglang.server.dialects import HEADER_NAMES, NEEDLES
+from tokencake_sglang.server.dialects.convert import MAX_TEXT, NO_NAMES
+from tokencake_sglang.server.dialects.resolver import DIALECTS
 from tokencake_sglang.server.identity import PATHS
 from tokencake_sglang.server.options import allowed_of, flag_of
 from tokencake_sglang.server.schema import EVENT_KEYS, MAX_EVENT_BYTES, METADATA_KEYS, OUTCOMES
@@ -22,6 +25,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 LAUNCHER = (DOCS / "launcher.md").read_text()
 REFUSED = LAUNCHER.split("## What is refused")[1]
 API = (DOCS / "control-api.md").read_text()
+CLIENTS = (DOCS / "clients.md").read_text()
 RECORDING = (DOCS / "recording.md").read_text()
 
 
@@ -52,7 +56,7 @@ def test_each_refused_variable_and_kind_of_model_is_named_with_its_reason():
 
 def test_the_pages_name_no_flag_that_does_not_exist():
     known = {flag_of(field.name) for field in fields(TokenCakeConfig)} | {"--tokencake-config", record.FLAG}
-    assert set(re.findall(r"--tokencake-[a-z][a-z-]*", LAUNCHER + API + RECORDING)) <= known
+    assert set(re.findall(r"--tokencake-[a-z][a-z-]*", LAUNCHER + API + RECORDING + CLIENTS)) <= known
 
 
 def test_the_control_page_names_every_key_event_field_outcome_and_route():
@@ -61,6 +65,19 @@ def test_the_control_page_names_every_key_event_field_outcome_and_route():
     assert f"{MAX_EVENT_BYTES:,}" in API
     for reason in ("schema", "unauthorized", "unknown_agent", "conflict", "busy", "disabled", "timeout"):
         assert f"`reason: {reason}`" in API
+
+
+def test_the_clients_page_has_a_row_for_each_dialect_in_the_order_of_precedence():
+    rows = re.findall(r"^\| `([\w-]+)` \|", CLIENTS, re.M)
+    assert ["tokencake", *rows] == [dialect.name for dialect in DIALECTS]
+
+
+def test_the_clients_page_names_every_header_key_route_and_bound():
+    keys = {rule.path[-1] for dialect in DIALECTS[1:] if not dialect.of_headers for rule in dialect.rules}
+    keys -= {"session", "body"}  # sections that the Anthropic dialects make for themselves
+    words = [*keys, *NEEDLES, *HEADER_NAMES, *PATHS, *NO_NAMES]
+    assert [word for word in words if f"`{word}" not in CLIENTS] == []
+    assert f"{MAX_TEXT} characters" in CLIENTS
 
 
 def test_the_recording_page_names_every_column_field_flag_and_bound():

@@ -63,6 +63,36 @@ def test_agents_are_known_from_every_route(server):
     assert event(server, event="agent_finished", lifecycle_id="call-1") == "applied"
 
 
+def test_agents_of_other_stacks_are_known_and_end_with_their_last_request(server):
+    said = [{"role": "user", "content": "Plan."}]
+    claude = {"X-Claude-Code-Session-Id": "cc", "X-Claude-Code-Agent-Id": "sub", "X-Claude-Code-Agent-Type": "Explore"}
+    final = {"X-Dynamo-Session-Final": "true"}
+    messages = {"model": "demo", "messages": said, "max_tokens": 4}
+    responses = {"model": "demo", "input": "Plan.", "max_output_tokens": 4, "store": False}
+    for path, body, headers in [
+        ("/v1/messages", messages, claude),
+        ("/v1/messages", {**messages, "stream": True, "tokencake": {"agent_id": "own"}}, None),
+        ("/v1/responses", responses, {"thread-id": "codex", "session-id": "run"}),
+        ("/v1/responses", {**responses, "stream": True}, {"x-session-id": "opencode"}),
+        ("/v1/chat/completions", {**messages, "nvext": {"agent_context": {"session_id": "nv"}}}, None),
+        ("/generate", {"text": ["One.", "Two."], "sampling_params": {"max_new_tokens": 4}, "session_id": "s1"}, None),
+    ]:
+        status, text = server.post(path, body, headers=headers)
+        assert status == 200, text
+    known = {a["agent"]: a for a in state(server)["agents"]}
+    assert {"cc/sub", "own", "codex", "opencode", "nv", "s1"} <= set(known)
+    assert known["cc/sub"]["agent_type"] == "Explore" and known["cc/sub"]["tokens"]["device_tokens"] > 0
+    status, text = server.post("/v1/messages", {**messages, "stream": True}, headers={**claude, **final})
+    assert status == 200, text
+    for _ in range(100):
+        if "cc/sub" not in {a["agent"] for a in state(server)["agents"]}:
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the agent did not end with its last request")
+    assert event(server, event="agent_finished", agent_id="cc/sub") == "duplicate"
+
+
 def test_a_flush_during_a_stall_loses_kv_but_no_agent_and_no_output(server):
     prompt = tokens("flush", 300)
     first = server.generate(prompt, 8, sampling_params={"ignore_eos": True}, tokencake={"agent_id": "flushed"})

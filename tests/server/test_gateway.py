@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import random
 
@@ -104,8 +105,21 @@ def test_a_send_that_fails_leaves_nothing_behind():
 
 def test_a_hook_that_did_not_attach_is_an_error(monkeypatch):
     registry = gateway_module.HookRegistry
-    monkeypatch.setattr(registry, "_patched", {gateway_module.SETUP_TARGET, gateway_module.AUTH_TARGET})
-    gateway_module.verify_hooks()
+    served = {gateway_module.SETUP_TARGET, gateway_module.AUTH_TARGET}
+    monkeypatch.setattr(registry, "_patched", served)
+    gateway_module.verify_hooks(enabled=False)
+    with pytest.raises(TokenCakeError, match="TokenizerManager.generate_request"):
+        gateway_module.verify_hooks(enabled=True)
+    monkeypatch.setattr(registry, "_patched", served | {gateway_module.GENERATE_TARGET})
+    gateway_module.verify_hooks(enabled=True)
     monkeypatch.setattr(registry, "_patched", {gateway_module.SETUP_TARGET})
     with pytest.raises(TokenCakeError, match="add_api_key_middleware"):
-        gateway_module.verify_hooks()
+        gateway_module.verify_hooks(enabled=False)
+
+
+def test_the_hook_fits_the_method_that_it_stands_before():
+    from sglang.srt.managers.io_struct import EmbeddingReqInput, GenerateReqInput
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+    assert list(inspect.signature(TokenizerManager.generate_request).parameters)[:3] == ["self", "obj", "request"]
+    assert GenerateReqInput(text="x").agent_metadata is None and not hasattr(EmbeddingReqInput, "agent_metadata")

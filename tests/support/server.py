@@ -211,10 +211,11 @@ class ServerProcess:
         """Status and text of a GET; an HTTP error status is returned, not raised."""
         return self._open(urllib.request.Request(self.base_url + path), timeout_s)
 
-    def post(self, path: str, body: object, timeout_s: float = 120) -> tuple[int, str]:
+    def post(self, path: str, body: object, timeout_s: float = 120,
+             headers: Mapping[str, str] | None = None) -> tuple[int, str]:
         """Status and text of a POST of ``body`` as JSON (bytes are sent as they are)."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(self.base_url + path, data, {"Content-Type": "application/json"})
+        request = urllib.request.Request(self.base_url + path, data, {"Content-Type": "application/json", **(headers or {})})
         return self._open(request, timeout_s)
 
     def _open(self, request: urllib.request.Request, timeout_s: float) -> tuple[int, str]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import fields
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tokencake_sglang.core.types import IDENTITY_FIELDS
@@ -64,6 +64,8 @@ names = st.text(st.characters(categories=("L", "N", "P")), min_size=1, max_size=
     ["a", "a/b", "b", "a%2Fb", "%", "/", "x" * 300])
 
 
+@example(["a/b", "c", "d"], ["a", "b/c", "d"])
+@example(["a/b", "c", "d"], ["a%2Fb", "c", "d"])
 @given(st.lists(names, min_size=3, max_size=3), st.lists(names, min_size=3, max_size=3))
 def test_different_parts_make_different_names(one, other):
     assert (convert.joined(one[:2], one[2]) == convert.joined(other[:2], other[2])) == (one == other)

@@ -173,9 +173,16 @@ def test_a_body_that_names_anything_is_found_without_parsing(body):
 @pytest.mark.parametrize("body", [
     {"messages": [{"role": "user", "content": json.dumps({needle: 1 for needle in NEEDLES})}], "user": "u"},
     {"tools": [{"function": {"parameters": {"required": list(NEEDLES)}}}]},
-    {"sampling_params": {}, "text": " ".join(NEEDLES)}, {"priority": 3, "metadata": {}, "kv_transfer_params": {}}])
+    {"sampling_params": {}, "text": " ".join(NEEDLES)}, {"priority": 3, "metadata": {}, "kv_transfer_params": {}},
+    {f"my_{needle}": 1 for needle in NEEDLES}])
 def test_a_prompt_that_only_quotes_keys_is_not_parsed(body):
     assert not may_speak(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("text", ["{", "", "[" * 10_000, "[" * 100_000, '["program_id"]', "NaN", "5"])
+def test_a_text_that_holds_no_object_is_passed_over(text):
+    assert said(body={"vllm_xargs": {"agentic_context": text, "job_id": "j"}}) == {"agent_id": "j"}
+    assert said(body={"metadata": {"user_id": text}, "kv_transfer_params": {"agent_hint": text}}) == {}
 
 
 # -- precedence ---------------------------------------------------------------------------------------------------

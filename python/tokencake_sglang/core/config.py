@@ -11,6 +11,7 @@ from tokencake_sglang.core.errors import ConfigError
 OFFLOAD_POLICIES = ("cost", "eager", "none", "paper", "score")
 WRITE_POLICIES = ("hicache", "tokencake")
 FORECASTS = ("quantile", "paper")
+INFER = ("clients", "none")
 
 
 def _setting(default: Any, help: str, *, low: float | None = None, high: float | None = None,
@@ -70,6 +71,10 @@ class TokenCakeConfig:
     decision_log: str = _setting(
         "", "Write every decision of rank N, one JSON object a line, to this file with the ending .rankN; empty: do"
         " not.")
+    infer: str = _setting(
+        "clients", "Where the agent of a request without a `tokencake` object is found: 'clients' reads the session and"
+        " agent ids that agent stacks send by themselves, 'none' reads nothing.",
+        choices=INFER)
 
     def __post_init__(self) -> None:
         for f in fields(self):

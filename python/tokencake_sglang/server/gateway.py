@@ -17,16 +17,18 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.utils import TypeBasedDispatcher
 from starlette.middleware import Middleware
 
+from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.errors import TokenCakeError
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, register_ipc_types
 from tokencake_sglang.server.auth import UnauthorizedSentence
-from tokencake_sglang.server.identity import AgentIdentityMiddleware
+from tokencake_sglang.server.identity import AgentIdentityMiddleware, attach_metadata
 from tokencake_sglang.server.routes import build_router, error_body
 
 logger = logging.getLogger(__name__)
 
 SETUP_TARGET = "sglang.srt.entrypoints.http_server._setup_and_run_http_server"
 AUTH_TARGET = "sglang.srt.utils.auth.add_api_key_middleware"
+GENERATE_TARGET = "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request"
 
 
 class ControlGateway:
@@ -74,35 +76,42 @@ class ControlGateway:
             answer.set_result((reply.status, reply.body))
 
 
-def mount(app: Any, gateway: ControlGateway | None) -> None:
+def mount(app: Any, gateway: ControlGateway | None, infer: bool = False) -> None:
     """Put routes and the metadata middleware on SGLang's app; with no gateway (TokenCake is off) routes answer 503.
 
-    The middleware is innermost: authentication, CORS, decompression and metrics see the request first.
+    The middleware is innermost: authentication, CORS, decompression and metrics see the request first. `infer`: it
+    looks for the identity that other stacks send.
     """
     app.include_router(build_router(gateway))
     if gateway is not None:
-        app.user_middleware.append(Middleware(AgentIdentityMiddleware))
+        app.user_middleware.append(Middleware(AgentIdentityMiddleware, infer=infer, gateway=gateway))
 
 
-def register_hooks(enabled: bool) -> None:
-    """Register the two hooks of the HTTP process; SGLang applies them at the end of its plugin loading."""
+def register_hooks(config: TokenCakeConfig | None) -> None:
+    """Register the hooks of the HTTP process; SGLang applies them at the end of its plugin loading."""
 
     def before_setup(*args: Any, **kwargs: Any) -> None:
         from sglang.srt.entrypoints import http_server
 
         manager = kwargs["tokenizer_manager"] if "tokenizer_manager" in kwargs else args[1]
-        mount(http_server.app, ControlGateway(manager) if enabled else None)
+        if config is None:
+            mount(http_server.app, None)
+        else:
+            mount(http_server.app, ControlGateway(manager), infer=config.infer == "clients")
 
     def after_auth(_result: Any, app: Any, **_kwargs: Any) -> None:
         app.add_middleware(UnauthorizedSentence)
 
     HookRegistry.register(SETUP_TARGET, before_setup, HookType.BEFORE)
     HookRegistry.register(AUTH_TARGET, after_auth, HookType.AFTER)
+    if config is not None:
+        HookRegistry.register(GENERATE_TARGET, attach_metadata, HookType.BEFORE)
 
 
-def verify_hooks() -> None:
-    """Raise TokenCakeError unless both hooks are in place (SGLang only logs a hook that failed to attach)."""
-    missing = [target for target in (SETUP_TARGET, AUTH_TARGET) if target not in HookRegistry._patched]
+def verify_hooks(enabled: bool) -> None:
+    """Raise TokenCakeError unless the hooks are in place (SGLang only logs a hook that failed to attach)."""
+    targets = (SETUP_TARGET, AUTH_TARGET, *([GENERATE_TARGET] if enabled else []))
+    missing = [target for target in targets if target not in HookRegistry._patched]
     if missing:
         raise TokenCakeError(
             f"the HTTP side of TokenCake did not attach to {missing[0]}. Either the plugin 'tokencake' was not loaded"

@@ -1,74 +1,130 @@
-"""Agent metadata on a request: checks the object `tokencake` and hands it to SGLang as the field `agent_metadata`.
+"""Agent metadata on a request: the object `tokencake`, or else what the client's own stack says of its agent.
 
-A pure ASGI middleware, so that streaming answers and client disconnects pass as without it. A body without the key
-reaches SGLang byte for byte, in the chunks in which it came; so does a body that is not JSON (SGLang answers it).
+A pure ASGI middleware, so that streaming answers and client disconnects pass as without it. The object is checked and
+becomes the field `agent_metadata` of the body; on routes whose request has no such field, and for an agent that was
+inferred, the body reaches SGLang byte for byte and the metadata travels in the ASGI scope, from which a hook takes it.
+So does every body without the object, in the chunks in which it came, and one that is not JSON (SGLang answers it).
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from tokencake_sglang.core.errors import MetadataError
-from tokencake_sglang.server.routes import error_body
-from tokencake_sglang.server.schema import parse_request_metadata
+from tokencake_sglang.server.dialects import resolve
+from tokencake_sglang.server.infer import AgentEnds, header_hints, may_speak
+from tokencake_sglang.server.routes import Gateway, error_body
+from tokencake_sglang.server.schema import parse_metadata, parse_request_metadata
 
 KEY = "tokencake"
 FIELD = "agent_metadata"
+SCOPE_KEY = "tokencake.agent_metadata"
 NATIVE_PATH = "/generate"
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/invocations")
-PATHS = frozenset((NATIVE_PATH, *OPENAI_PATHS))
+FIELDLESS_PATHS = ("/v1/responses", "/v1/messages")
+PATHS = frozenset((NATIVE_PATH, *OPENAI_PATHS, *FIELDLESS_PATHS))
 _NEEDLE = b'"' + KEY.encode() + b'"'
 
 
-class AgentIdentityMiddleware:
-    """Replaces `tokencake` by the validated `agent_metadata` in the body of a generation request, or answers 400."""
+@dataclass(frozen=True)
+class Carried:
+    """What goes with a request: a body in place of its own, metadata in the scope, the agent that ends with it."""
 
-    def __init__(self, app: Any) -> None:
+    body: bytes | None = None
+    metadata: dict[str, str] | None = None
+    ends: str | None = None
+
+
+class AgentIdentityMiddleware:
+    """Gives generation requests their agent's metadata; a wrong `tokencake` object is answered with a 400.
+
+    `infer`: look for other stacks' identity where there is no such object. `gateway`: by which an agent is ended whose
+    client says so in a dialect; None: it is not.
+    """
+
+    def __init__(self, app: Any, infer: bool = False, gateway: Gateway | None = None) -> None:
         self.app = app
+        self.infer = infer
+        self.ends = None if gateway is None else AgentEnds(gateway)
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT") or _path(scope) not in PATHS:
             await self.app(scope, receive, send)
             return
         messages, body = await _read(receive)
-        if body is None or _NEEDLE not in body:
+        if body is None:
             await self.app(scope, _replay(messages, receive), send)
             return
         try:
-            changed = rewrite_body(body, native=_path(scope) == NATIVE_PATH)
+            carried = self._carried(_path(scope), scope["headers"], body)
         except MetadataError as error:
             await _refuse(send, str(error))
             return
-        if changed is None:
+        if carried.body is not None:
+            scope = _with_length(scope, len(carried.body))
+            messages = [{"type": "http.request", "body": carried.body, "more_body": False}]
+        if carried.metadata is not None:
+            scope = {**scope, SCOPE_KEY: carried.metadata}
+        try:
             await self.app(scope, _replay(messages, receive), send)
-            return
-        message = {"type": "http.request", "body": changed, "more_body": False}
-        await self.app(_with_length(scope, len(changed)), _replay([message], receive), send)
+        finally:
+            if carried.ends is not None and self.ends is not None:
+                self.ends.end(carried.ends)
+
+    def _carried(self, path: str, headers: list[tuple[bytes, bytes]], body: bytes) -> Carried:
+        values = _object(body) if (may_speak(body) if self.infer else _NEEDLE in body) else {}
+        if values.get(KEY) is not None:
+            if path in FIELDLESS_PATHS:
+                _refuse_list(values[KEY])
+                return Carried(metadata=parse_metadata(values[KEY]))
+            return Carried(body=_renamed(values, native=path == NATIVE_PATH))
+        hints = header_hints(headers) if self.infer else {}
+        if not self.infer or not (hints or values):
+            return Carried()
+        resolved = resolve(path, hints, values)
+        return Carried(metadata=resolved.metadata(), ends=resolved.agent_id if resolved.final else None)
 
 
-def rewrite_body(body: bytes, native: bool) -> bytes | None:
-    """The body with `tokencake` replaced, or None when it is not a JSON object with that key (not null) at its top.
+def attach_metadata(_manager: Any, obj: Any, request: Any = None, *_args: Any, **_kwargs: Any) -> None:
+    """Before SGLang's TokenizerManager.generate_request: what the middleware put into the request's scope goes to its
+    internal request, unless that has metadata of its own. `obj` is a GenerateReqInput (or an embedding request)."""
+    metadata = getattr(request, "scope", {}).get(SCOPE_KEY)
+    if metadata is not None and getattr(obj, FIELD, metadata) is None:
+        setattr(obj, FIELD, metadata)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """The JSON object in the body, empty if there is none.
 
     Parsed by orjson, as SGLang does, so that what SGLang reads afterwards is what it would have read before.
     """
     try:
         values = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return None
-    if not isinstance(values, dict) or values.get(KEY) is None:
-        return None
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _renamed(values: dict[str, Any], native: bool) -> bytes:
+    """The body with `tokencake` replaced by `agent_metadata`; MetadataError if it is wrong."""
     metadata = values.pop(KEY)
     if values.get(FIELD) is not None:
         raise MetadataError(f"the request has both {KEY} and {FIELD}; allowed: one of them. Remove {FIELD}.")
-    if isinstance(metadata, list) and not native:
-        raise MetadataError(f"{KEY} is a list of {len(metadata)}; allowed on the OpenAI routes: one object for all"
-                            f" prompts. Send one object, or use {NATIVE_PATH} for one object per prompt.")
+    if not native:
+        _refuse_list(metadata)
     prompts, samples = _native_size(values) if native else _openai_size(values)
     values[FIELD] = parse_request_metadata(metadata, prompts, samples)
     return _dumps(values)
+
+
+def _refuse_list(metadata: Any) -> None:
+    if isinstance(metadata, list):
+        raise MetadataError(f"{KEY} is a list of {len(metadata)}; allowed on this route: one object for all"
+                            f" prompts. Send one object, or use {NATIVE_PATH} for one object per prompt.")
 
 
 def _dumps(values: dict[str, Any]) -> bytes:

@@ -13,11 +13,14 @@ def install_http(config: TokenCakeConfig | None) -> None:
     """
     from tokencake_sglang.server import gateway
 
-    gateway.register_hooks(enabled=config is not None)
+    gateway.register_hooks(config)
 
 
-def verify_http() -> None:
-    """Raise TokenCakeError unless the hooks are in place; to be called after SGLang's load_plugins()."""
+def verify_http(enabled: bool) -> None:
+    """Raise TokenCakeError unless the hooks are in place; to be called after SGLang's load_plugins().
+
+    `enabled`: TokenCake is on, so that requests carry metadata.
+    """
     from tokencake_sglang.server import gateway
 
-    gateway.verify_hooks()
+    gateway.verify_hooks(enabled)
