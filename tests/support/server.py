@@ -215,7 +215,8 @@ class ServerProcess:
              headers: Mapping[str, str] | None = None) -> tuple[int, str]:
         """Status and text of a POST of ``body`` as JSON (bytes are sent as they are)."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(self.base_url + path, data, {"Content-Type": "application/json", **(headers or {})})
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        request = urllib.request.Request(self.base_url + path, data, sent)
         return self._open(request, timeout_s)
 
     def _open(self, request: urllib.request.Request, timeout_s: float) -> tuple[int, str]:

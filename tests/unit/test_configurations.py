@@ -46,7 +46,8 @@ def test_routing_key_makes_clients_send_their_program():
     assert not configuration("hicache-lpm").routing_key
 
 
-@pytest.mark.parametrize(("name", "policy"), [("tokencake", "eager"), ("tokencake-none-lpm", "none")])
+@pytest.mark.parametrize(("name", "policy"), [("tokencake", "eager"), ("tokencake-none-lpm", "none"),
+                                              ("tokencake-cost-lpm", "cost")])
 def test_tokencake_has_settings_that_its_own_check_accepts(name, policy):
     found = configuration(name)
     assert TokenCakeConfig.from_dict(found.tokencake).offload_policy == policy
@@ -87,7 +88,8 @@ def test_groups_cover_every_schedule_and_every_eviction_policy():
     ("tokencake-writeback", "refuses write-back"), ("hicache-lpm-nopreempt", "needs the schedule priority"),
     ("hicache+", "no bound"), ("hicache+oracle", "Allowed, joined by '+': clairvoyant"),
     ("hicache+program+clairvoyant-evict", "replaces the eviction twice"), ("hicache+gate0", "no bound 'gate0'"),
-    ("session-radix+clairvoyant", "unified tree"),
+    ("tokencake-cost+clairvoyant", "the tier tokencake"),
+    ("session-radix+clairvoyant", "the tier session"),
 ])
 def test_a_name_that_makes_no_sense_is_refused_with_what_is_allowed(name, said):
     with pytest.raises(ValueError, match="(?i)allowed|use|begin|give|join|form|name|leave") as error:

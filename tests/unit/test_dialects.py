@@ -71,7 +71,8 @@ BODIES = {
         {"agent_hints": {
             "workflow_id": "wf-123", "agent_id": "agent-A", "step_id": "step-3", "step_index": 2, "total_steps": 5,
             "parent_step_id": "step-2", "children_step_ids": ["step-4"], "tool_name": "web_search",
-            "expected_tool_duration_ms": 5000, "cache_ttl_ms": 30000, "shared_prefix_hash": "abc", "reuse_hint": "keep"}},
+            "expected_tool_duration_ms": 5000, "cache_ttl_ms": 30000, "shared_prefix_hash": "abc",
+            "reuse_hint": "keep"}},
         {"agent_id": "wf-123/agent-A", "graph_id": "wf-123", "node_id": "step-3", "tool_kind": "web_search",
          "expected_tool_s": 5.0, "cache_ttl_s": 30.0}),
     "SGLang's proposal without a workflow": ({"agent_hints": {"agent_id": "a"}}, {"agent_id": "a"}),

@@ -4,12 +4,12 @@
 
     hicache-lpm-mixed-chunk512      HiCache write-through, longest prefix first, mixed chunks of 512 tokens
     stock-fcfs-slru                 no host tier, first come first served, segmented LRU
-    tokencake-none-lpm              TokenCake's cache without any offload, longest prefix first
+    tokencake-cost-lpm              TokenCake with the offload policy `cost`, longest prefix first
     stock-lpm+clairvoyant-evict     a victim choice that knows the future under SGLang's own order
 
-The schedule stands right after the tier (and `none`); without one it is fcfs, SGLang's default. PART is one of
-PARTS, chunkN (--chunked-prefill-size N) or hostR (host pool of R times the device pool). Everything else is what
-SGLang 0.5.17 does by default.
+The schedule stands right after the tier, or after the offload policy of tokencake (default: the server's own); without
+one it is fcfs, SGLang's default. PART is one of PARTS, chunkN (--chunked-prefill-size N) or hostR (host pool of R times
+the device pool). Everything else is what SGLang 0.5.17 does by default.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from tokencake_sglang.core.config import OFFLOAD_POLICIES
 from tokencake_sglang.emulator import bounds
 from tokencake_sglang.emulator.spec import Configuration
 
@@ -63,8 +64,8 @@ def configuration(name: str) -> Configuration:
     if plus and not bound:
         parts.refuse("no bound after the '+'", f"Allowed: {', '.join(bounds.MEANINGS)}, gateN.")
     bound = "+".join(word for word in (inherited, bound) if word)
-    if bounds.parse(bound).eviction and parts.tier == "session":
-        parts.refuse("a bound cannot choose victims in the unified tree", "Use the tier stock or hicache.")
+    if bounds.parse(bound).eviction and parts.tier in ("session", "tokencake"):
+        parts.refuse(f"a bound cannot choose victims in the tier {parts.tier}", "Use the tier stock or hicache.")
     return Configuration(
         name=name, server_args=parts.server_args(), tokencake=parts.tokencake(),
         routing_key=parts.schedule == "routing-key",
@@ -82,8 +83,7 @@ class _Parts:
         if self.tier not in TIERS:
             self.refuse(f"{self.tier!r} is no tier", (
                 f"Begin with one of {', '.join(TIERS)}; whole names are {', '.join(ALIASES)}."))
-        self.offloads = not (self.tier == "tokencake" and words[:1] == ["none"])
-        words = words if self.offloads else words[1:]
+        self.policy = words.pop(0) if self.tier == "tokencake" and words and words[0] in OFFLOAD_POLICIES else ""
         self.schedule = words.pop(0) if words and words[0] in SCHEDULES else "fcfs"
         self.eviction = words.pop(0) if words and words[0] in EVICTIONS else ""
         self.numbers: dict[str, str] = {}
@@ -109,8 +109,8 @@ class _Parts:
         else:
             self.refuse(f"part {word!r} is unknown or out of place", (
                 f"The form is TIER[-SCHEDULE][-EVICTION][-PART...][+BOUND]. Tiers: {', '.join(TIERS)}. After "
-                f"tokencake: none. Schedules: {', '.join(SCHEDULES)}. Evictions: {', '.join(EVICTIONS)}. "
-                f"Parts: {', '.join(PARTS)}, chunkN, hostR. "
+                f"tokencake: {', '.join(OFFLOAD_POLICIES)}. Schedules: {', '.join(SCHEDULES)}. "
+                f"Evictions: {', '.join(EVICTIONS)}. Parts: {', '.join(PARTS)}, chunkN, hostR. "
                 f"Bounds: {', '.join(bounds.MEANINGS)}, gateN."))
 
     def _check(self) -> None:
@@ -156,11 +156,11 @@ class _Parts:
     def tokencake(self) -> dict[str, Any] | None:
         if self.tier != "tokencake":
             return None
-        return {"offload_policy": "eager" if self.offloads else "none"}
+        return {"offload_policy": self.policy} if self.policy else {}
 
     def words(self) -> list[str]:
         """What the name says, in words."""
-        told = [TIERS[self.tier] if self.offloads else "TokenCake's cache on HiCache write-through, no offloads"]
+        told = [TIERS[self.tier] + (f", offload policy {self.policy}" if self.policy else "")]
         told.append(SCHEDULES[self.schedule])
         told += [f"eviction {self.eviction}"] if self.eviction else []
         told += [PARTS[word] for word in self.flags]
@@ -200,7 +200,7 @@ GROUPS: dict[str, Callable[[], list[str]]] = {
         "hicache-fcfs+program", "clairvoyant"],
 }
 _ALSO = ("session-radix", "session-lpm", "tokencake", "tokencake-lpm", "tokencake-routing-key", "tokencake-lpm-mixed",
-         "tokencake-none", "tokencake-none-lpm")
+         "tokencake-none", "tokencake-none-lpm", "tokencake-cost", "tokencake-cost-lpm")
 
 
 def group(name: str) -> list[str]:

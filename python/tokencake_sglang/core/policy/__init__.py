@@ -13,5 +13,6 @@ from tokencake_sglang.core.policy.score import ScorePolicy
 
 def make_policy(config: TokenCakeConfig) -> Policy:
     """The policy that `config.offload_policy` names (validated by the config)."""
-    policies = {"cost": CostPolicy, "eager": EagerPolicy, "none": NonePolicy, "paper": PaperPolicy, "score": ScorePolicy}
+    policies = {
+        "cost": CostPolicy, "eager": EagerPolicy, "none": NonePolicy, "paper": PaperPolicy, "score": ScorePolicy}
     return policies[config.offload_policy](config)

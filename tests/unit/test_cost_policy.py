@@ -1,0 +1,122 @@
+"""The policy `cost`: one factor at a time, both sides of every boundary."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.costs import Costs
+from tokencake_sglang.core.forecast import LEVELS, Forecast
+from tokencake_sglang.core.plan import Backup, CancelOffload, Upload
+from tokencake_sglang.core.policy import make_policy
+from tokencake_sglang.core.policy.cost import REPLAN_MIN_S, RETURN_GAP_S, CostPolicy
+from tokencake_sglang.core.types import AgentView, Footprint, PoolView, StallView
+
+CONFIG = TokenCakeConfig(offload_policy="cost", min_offload_tokens=64)
+COSTS = Costs(upload_base_s=0.0, upload_token_s=0.01, run_s=0.0)  # 200 tokens: 2 s, so the lead is 2.5 s
+FULL = PoolView(
+    device_total=10_000, device_free=1_000, device_evictable=5_000, device_dead=0, host_total=20_000, host_free=20_000,
+    waiting_requests=0, waiting_head_tokens=0, running_requests=0, loads_in_flight=0, load_slots=13, costs=COSTS)
+ROOMY = replace(FULL, device_free=2_000)
+COPIED = Footprint(device_tokens=300, host_tokens=300, unshared_device_tokens=200, backed_up_tokens=200)
+UNCOPIED = replace(COPIED, host_tokens=0, backed_up_tokens=0)
+AWAY = Footprint(device_tokens=100, host_tokens=300, restore_tokens=200)
+WAITS = AgentView("a", None, False, None, None, None, None, COPIED)
+BACK = replace(WAITS, returned_at=110.0, footprint=AWAY)
+NOW = 110.0
+
+
+def decide(agent, pool=FULL, now=NOW):
+    return CostPolicy(CONFIG).decide(now, agent, pool)
+
+
+def waits(low_s: float, median_s: float, **changes) -> AgentView:
+    """An agent that returns in `low_s` with 5 % probability and in `median_s` in the median."""
+    left = tuple(low_s if level <= 0.05 else median_s for level in LEVELS)
+    stall = StallView("tool", 100.0, NOW + median_s, 1, Forecast(left, 10.0 + median_s, "history"))
+    return replace(WAITS, stall=stall, **changes)
+
+
+def test_the_config_names_the_policy():
+    assert isinstance(make_policy(CONFIG), CostPolicy)
+
+
+@pytest.mark.parametrize(("move", "action"), [(None, None), ("upload", None), ("backup", None),
+                                              ("offload", CancelOffload())])
+def test_kv_of_an_agent_with_a_request_is_used_now(move, action):
+    decision = decide(replace(waits(1.0, 60.0), active=True, move=move))
+    assert (decision.action, decision.next_use, decision.wake_at) == (action, NOW, None)
+
+
+def test_waiting_kv_is_expected_at_the_median_and_looked_at_again_half_way():
+    decision = decide(waits(30.0, 60.0))
+    assert (decision.action, decision.next_use, decision.wake_at) == (None, NOW + 60.0, NOW + 29.9)
+    assert decide(waits(59.0, 60.0)).wake_at == NOW + 30.0
+
+
+def test_a_return_that_is_due_is_looked_at_again_soon_but_not_at_once():
+    assert decide(waits(0.1, 0.2)).wake_at == NOW + REPLAN_MIN_S
+
+
+@pytest.mark.parametrize(("now", "left"), [(105.0, 5.0), (110.0, 10.0), (125.0, 25.0)])
+def test_without_a_forecast_the_point_estimate_counts_and_a_late_call_lasts_as_long_again(now, left):
+    agent = replace(WAITS, stall=StallView("tool", 100.0, 110.0, 1))
+    assert decide(agent, now=now).next_use == now + left
+
+
+@pytest.mark.parametrize(("footprint", "pool", "action"), [
+    (UNCOPIED, FULL, Backup()),
+    (UNCOPIED, ROOMY, None),  # a fifth of the pool is free: memory is not short
+    (UNCOPIED, replace(ROOMY, device_free=1_999), Backup()),
+    (UNCOPIED, replace(FULL, device_dead=1_000), None),
+    (COPIED, FULL, None),
+    (replace(COPIED, backed_up_tokens=137), FULL, None),
+    (replace(COPIED, backed_up_tokens=136), FULL, Backup()),
+])
+def test_copies_are_made_while_an_agent_is_away_and_memory_is_short(footprint, pool, action):
+    assert decide(waits(30.0, 60.0, footprint=footprint), pool).action == action
+    assert decide(replace(WAITS, footprint=footprint), pool).action == action
+
+
+def test_no_copy_is_asked_for_while_a_move_is_under_way():
+    assert decide(waits(30.0, 60.0, footprint=UNCOPIED, move="upload")).action is None
+
+
+@pytest.mark.parametrize(("low_s", "action"), [(2.5, Upload(200, None, displaces=True)), (2.6, None)])
+def test_an_upload_starts_when_an_early_return_is_as_near_as_the_lead(low_s, action):
+    assert decide(waits(low_s, 60.0, footprint=AWAY)).action == action
+
+
+def test_the_lead_is_never_shorter_than_a_tenth_of_a_second():
+    quick = replace(FULL, costs=Costs())
+    assert decide(waits(0.1, 60.0, footprint=AWAY), quick).action is not None
+    assert decide(waits(0.11, 60.0, footprint=AWAY), quick).action is None
+
+
+@pytest.mark.parametrize(("footprint", "pool", "wanted"), [
+    (AWAY, FULL, True),
+    (replace(AWAY, restore_tokens=10), FULL, True),
+    (replace(AWAY, restore_tokens=9), FULL, False),
+    (AWAY, replace(FULL, waiting_head_tokens=5_800), True),
+    (AWAY, replace(FULL, waiting_head_tokens=5_801), False),  # the head of the queue waits for that memory
+    (AWAY, replace(FULL, loads_in_flight=13), False),
+    (AWAY, replace(FULL, loads_in_flight=12), True),
+])
+def test_what_is_missing_comes_back_where_nobody_waits_for_the_memory(footprint, pool, wanted):
+    for agent in (waits(0.1, 60.0, footprint=footprint), replace(BACK, footprint=footprint)):
+        action = decide(agent, pool).action
+        assert (action is not None) == wanted
+        assert action is None or action == Upload(footprint.restore_tokens, None, displaces=True)
+
+
+def test_an_agent_that_has_returned_is_expected_now_for_a_while():
+    decision = decide(BACK)
+    assert (decision.next_use, decision.wake_at) == (NOW, NOW + RETURN_GAP_S)
+    late = decide(BACK, now=NOW + RETURN_GAP_S)
+    assert (late.action, late.next_use, late.wake_at) == (None, None, None)
+
+
+def test_nobody_knows_when_an_agent_without_an_open_call_comes_again():
+    assert decide(WAITS).next_use is None
