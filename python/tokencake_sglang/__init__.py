@@ -8,7 +8,11 @@ from typing import Any
 from tokencake_sglang.version import __version__
 
 _HOMES = {
+    "AgentGraph": "frontend.graph",
     "Engine": "offline",
+    "Forecast": "core.graph",
+    "GraphError": "core.errors",
+    "Node": "core.graph",
     "Stage": "frontend.tool",
     "Tool": "frontend.tool",
     "ToolError": "frontend.tool",
