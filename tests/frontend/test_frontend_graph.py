@@ -155,7 +155,7 @@ def test_a_node_of_its_own_may_be_named_as_a_start(graph):
         (lambda g: g.chain(plan, []), "an empty list"),
         (lambda g: g.chain(tc.AgentGraph().add_node(plan), write), "belongs to another graph"),
         (lambda g: g.map(plan, 0), "allowed is a whole number of 1 or more"),
-        (lambda g: (g.chain(plan, write), g.map(write, 2)), r"'plan' -> 'write' was declared before; call map\(\) first"),
+        (lambda g: (g.chain(plan, write), g.map(write, 2)), r"'plan' -> 'write' was declared before; call map\(\)"),
         (lambda g: g.loop(plan, expected=0), "loop: expected found 0"),
         (lambda g: g.loop("nobody", expected=2), "no node 'nobody'"),
         (lambda g: g.map("nobody", 2), "no node 'nobody'"),

@@ -30,7 +30,9 @@ def agents(peer):
 
 @pytest.mark.parametrize("num_threads", ["auto", 1])
 @pytest.mark.parametrize("generator_style", [False, True])
-def test_a_batch_with_progress_bar_is_a_batch_of_agents(peer, endpoint, capsys, eventually, num_threads, generator_style):
+def test_a_batch_with_progress_bar_is_a_batch_of_agents(
+    peer, endpoint, capsys, eventually, num_threads, generator_style
+):
     rows = [{"topic": f"t{i}"} for i in range(3)]
     with tc.app("bar"):
         states = list(work.run_batch(rows, backend=endpoint, progress_bar=True, num_threads=num_threads,

@@ -1,4 +1,4 @@
-"""The plan of an application: what it refuses, and its depths, joins, critical path and slack on graphs worked out by hand."""
+"""The plan of an application: what it refuses, and its depths, joins, critical path and slack worked out by hand."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ EXTERNAL = ("reviewer_2", "external_eval", "user_confirm", "external_test", "end
 
 @pytest.mark.parametrize(
     ("profile", "path", "tokens", "tool_s"),
-    # Common part: 200 + 128 + 128 + 200 + 128 + 128 + 128, then 400 + 400 + 128; the seconds 4 + .4 + 4 + .4 + .1 + 8 + .1.
+    # Common part: 200 + 128 + 128 + 200 + 128 + 128 + 128, then 400 + 400 + 128; seconds 4 + .4 + 4 + .4 + .1 + 8 + .1.
     # Reviser: 200 + 400 + 400 + 128 and 10 + .1. External: 200 + 3 * 500 and 4.5 + 3.5 + 5.5; with 128 it is shorter.
     [("append_tools128", COMMON + REVISER, 1968 + 1128, 17.0 + 10.1),
      ("artifact", COMMON + EXTERNAL, 1968 + 6 * 372 + 1700, 17.0 + 13.5)],

@@ -1,7 +1,8 @@
 """The plan of an application as a value: which model calls and tools it is made of, and which of them wait for which.
 
-Nodes are one model call or one tool call each (paper section 5: LLMNode and FuncNode); an edge says that its second node
-starts after its first has ended. `AgentGraph.compile` refuses what is no plan and computes what a scheduler asks of it.
+Nodes are one model call or one tool call each (paper section 5: LLMNode and FuncNode); an edge says that its
+second node starts after its first has ended. `AgentGraph.compile` refuses what is no plan and computes what a
+scheduler asks of it.
 """
 
 from __future__ import annotations
@@ -122,8 +123,8 @@ class NodeFacts:
 class CompiledGraph:
     """A plan that holds: `facts` by node name, in an order in which every node comes after those it waits for.
 
-    `depth` and `depth_longest` are those of the exit behind the last node, as the paper's artifact counts: one more than
-    its deepest node. `critical_path` is the longest path by expected seconds, the first declared of equal ones.
+    `depth` and `depth_longest` are those of the exit behind the last node, as the paper's artifact counts: one more
+    than its deepest node. `critical_path` is the longest path by expected seconds, the first declared of equal ones.
     """
 
     graph: AgentGraph
@@ -208,8 +209,8 @@ def _check_cycles(before: Mapping[str, tuple[str, ...]]) -> None:
     cycle = first_cycle(before)
     if cycle:
         raise GraphError(
-            f"these nodes wait for each other in a circle: {' -> '.join([*cycle, cycle[0]])}. Remove one of these edges; "
-            "for steps that repeat, leave out the edge back and say how often they run: loop(..., expected=...)")
+            f"these nodes wait for each other in a circle: {' -> '.join([*cycle, cycle[0]])}. Remove one of these "
+            "edges; for steps that repeat, leave out the edge back and say how often they run: loop(..., expected=...)")
 
 
 def _check_reachable(graph: AgentGraph, after: Mapping[str, tuple[str, ...]]) -> None:
@@ -238,8 +239,8 @@ def _facts(
         for name in shortest}
     joins = tuple(JoinGroup(name, sources) for name, sources in before.items() if len(sources) > 1)
     return CompiledGraph(
-        graph, MappingProxyType(facts), max(shortest.values()) + 1, max(longest.values()) + 1, times.path, times.total_s,
-        joins)
+        graph, MappingProxyType(facts), max(shortest.values()) + 1, max(longest.values()) + 1, times.path,
+        times.total_s, joins)
 
 
 def _is_number(value: object) -> bool:

@@ -122,8 +122,8 @@ class Batch:
     def _message(self) -> str:
         started = len(self._executors)
         return (f"run_batch of {self.name!r} was interrupted: of {self.size} agents {self.ended} had ended, "
-                f"{started - self.ended} were stopped, {self.size - started} were not started. The server was told the end "
-                "of all that were started")
+                f"{started - self.ended} were stopped, {self.size - started} were not started. The server was told the "
+                "end of all that were started")
 
     def _reason(self) -> AgentStopped:
         return AgentStopped(f"agent {self.name!r} was stopped: its batch was interrupted, or its task cancelled")

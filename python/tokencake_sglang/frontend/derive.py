@@ -1,7 +1,7 @@
 """A graph from a program: its functions run without a server, and each model call and tool call becomes a node.
 
 A dry run starts no thread, sends no request and runs no tool. What a model or a tool would return is unknown (see
-`unknown.py`) unless the caller has given an answer for it, and a program that asks what it is ends the run with an error.
+`unknown.py`) unless the caller has given an answer for it, and a program that asks what it is ends with an error.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def derive(program: Any, answers: Mapping[str, Any] | None = None, **arguments: 
     """
     name = getattr(program, "node_id", None) or getattr(program, "__name__", type(program).__name__)
     if not hasattr(program, "program") and (not callable(program) or hasattr(program, "run_batch")):
-        raise GraphError(f"derive: found {type(program).__name__} {name!r}; allowed are a function decorated with @agent, "
-                         "or a plain function that runs such agents")
+        raise GraphError(f"derive: found {type(program).__name__} {name!r}; allowed are a function decorated with "
+                         "@agent, or a plain function that runs such agents")
     run = DryRun(AgentGraph(name), dict(answers or {}))
     flow, tracing = Flow(run), TRACING.set(True)
     token = _FLOW.set(flow)
@@ -61,8 +61,8 @@ def derive(program: Any, answers: Mapping[str, Any] | None = None, **arguments: 
     except Undecided as undecided:
         raise GraphError(_undecided(undecided)) from None
     except Exception as error:
-        raise GraphError(f"derive: the dry run of {name!r} stopped at {_place(error)}: {type(error).__name__}: {error}. "
-                         + run.hint()) from error
+        raise GraphError(f"derive: the dry run of {name!r} stopped at {_place(error)}: {type(error).__name__}: "
+                         f"{error}. " + run.hint()) from error
     finally:
         _FLOW.reset(token)
         TRACING.reset(tracing)
@@ -144,7 +144,8 @@ class DryState(Flow):
         common = {"agent": self.agent.node_id, "agent_type": self.agent.agent_type}
         if step.tool is not None:
             stages = tuple((stage.name, stage.seconds) for stage in step.tool.stages)
-            node = Node(label, "tool", seconds=step.tool.predict_time, tool_kind=step.tool.kind, stages=stages, **common)
+            tool = {"seconds": step.tool.predict_time, "tool_kind": step.tool.kind, "stages": stages}
+            node = Node(label, "tool", **tool, **common)
             what = f"what the tool {step.tool.name!r} returns"
         else:
             tokens = self.default_tokens if step.tokens is None else step.tokens
@@ -255,9 +256,9 @@ def _undecided(undecided: Undecided) -> str:
     unknown = undecided.unknown
     step = unknown.steps[-1] if unknown.steps else "a step"
     return (
-        f"derive: the program decides by {unknown.what} (step {step}) at {_place(undecided)}, with {undecided.how}; a dry "
-        f"run does not know it. Give a sample, derive(..., answers={{{step!r}: ...}}), and the graph is that of this "
-        "sample. Or declare the graph by hand, with the counts that you expect: "
+        f"derive: the program decides by {unknown.what} (step {step}) at {_place(undecided)}, with {undecided.how}; a "
+        f"dry run does not know it. Give a sample, derive(..., answers={{{step!r}: ...}}), and the graph is that of "
+        "this sample. Or declare the graph by hand, with the counts that you expect: "
         "graph.branch((step, 0.3), (other, 0.7)), graph.loop(step, expected=2)")
 
 

@@ -51,7 +51,8 @@ def svg(compiled: CompiledGraph, title: str) -> str:
         'font-family="Helvetica, Arial, sans-serif" text-anchor="middle">',
         f"<title>{escape(title)}</title>",
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        f'<text x="{width // 2}" y="{MARGIN + 4}" font-size="16" font-weight="bold" fill="{INK}">{escape(title)}</text>',
+        f'<text x="{width // 2}" y="{MARGIN + 4}" font-size="16" font-weight="bold" fill="{INK}">'
+        f'{escape(title)}</text>',
         f'<text x="{width // 2}" y="{MARGIN + 22}" font-size="11" fill="#69707d">{facts}</text>']
     on_path = set(zip(compiled.critical_path, compiled.critical_path[1:], strict=False))
     for edge in sorted(compiled.graph.edges, key=lambda e: e in on_path):
@@ -143,6 +144,7 @@ def _legend(used: set[str], middle: int, y: int) -> list[str]:
         else:
             lines.append(f'<rect x="{left}" y="{y - 6}" width="16" height="12" rx="3" fill="{FILL[style]}" '
                          f'stroke="{LINE[style]}"/>')
-        lines.append(f'<text x="{left + 22}" y="{y + 4}" font-size="10.5" text-anchor="start" fill="#5d6470">{text}</text>')
+        lines.append(f'<text x="{left + 22}" y="{y + 4}" font-size="10.5" text-anchor="start" fill="#5d6470">'
+                     f'{text}</text>')
         x += width
     return lines

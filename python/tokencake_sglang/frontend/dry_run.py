@@ -49,8 +49,8 @@ class DryRun:
     def hint(self) -> str:
         if not self.unanswered:
             return "Sample arguments of derive() must be what the program needs; a dry run has no backend and no server"
-        return (f"In a dry run the results of these steps are unknown: {', '.join(self.unanswered)}. If the program needs "
-                f"one of them, give a sample: derive(..., answers={{{self.unanswered[-1]!r}: ...}})")
+        return (f"In a dry run the results of these steps are unknown: {', '.join(self.unanswered)}. If the program "
+                f"needs one of them, give a sample: derive(..., answers={{{self.unanswered[-1]!r}: ...}})")
 
     def check(self) -> None:
         names = [node.name for node in self.graph.value().nodes]

@@ -16,7 +16,7 @@ NODE_FIELDS = tuple(f.name for f in fields(plan.Node) if f.name != "name")
 
 
 class Part:
-    """Some nodes of a graph: `heads` start first, `tails` end last. `a >> b` makes b wait for a; so does a list on a side.
+    """Some nodes of a graph: `heads` start first, `tails` end last. `a >> b` makes b wait for a; either may be a list.
 
     What every method of `AgentGraph` returns, and what it takes. Beside it: an agent, a tool (the one node that stands
     for it), the name of a node, and a list of these, which run at the same time.
@@ -80,7 +80,7 @@ class AgentGraph:
                 self._edges[source, target] = None
 
     def start(self, *steps: Any) -> None:
-        """Name what the application starts with, where that is not every node that others wait for and none precedes."""
+        """Name what the application starts with, where that is not every node with edges that waits for none."""
         for step in steps:
             self._entries.update(dict.fromkeys(self._part(step).heads))
 
@@ -123,7 +123,8 @@ class AgentGraph:
     def branch(self, *cases: tuple[Any, float]) -> Part:
         """Alternatives, each with how often it is taken on average: `branch((repair, 0.3), (accept, 0.7))`."""
         if not cases or not all(isinstance(case, tuple) and len(case) == 2 for case in cases):
-            raise GraphError("branch: allowed are pairs of a step and how often it is taken: branch((repair, 0.3), ...)")
+            raise GraphError("branch: allowed are pairs of a step and how often it is taken: "
+                             "branch((repair, 0.3), ...)")
         return self._side_by_side([self._times("branch", step, expected) for step, expected in cases])
 
     def barrier(self, *steps: Any, name: str = "barrier") -> Part:

@@ -1,4 +1,4 @@
-"""Where the nodes of a layered drawing go: order within each layer with few crossings, then positions near neighbours."""
+"""Where the nodes of a layered drawing go: order within each layer with few crossings, then places near neighbours."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The paper's ready function nodes as tools: each has its kind and the duration it is expected to take, from the artifact.
+"""The paper's ready function nodes as tools: each has its kind and its expected duration, from the artifact.
 
-All of them take a function of yours, as a decorator or directly: `search = tc.nodes.search(my_search)`. Those for files,
-the user's confirmation and tests have a plain function of their own: `read = tc.nodes.file_read()`.
+All of them take a function of yours, as a decorator or directly: `search = tc.nodes.search(my_search)`. Those for
+files, the user's confirmation and tests have a plain function of their own: `read = tc.nodes.file_read()`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TEST_LIMIT_S = 600.0
 
 
 def file_read(fn: Callable[..., Any] | None = None, **options: Any) -> Tool:
-    """Read a file: `(path) -> text`. `options` of this and all others are those of `tool`: name, predict_time, stages."""
+    """Read a file: `(path) -> text`. `options` here and below are those of `tool`: name, predict_time, stages."""
     return _ready("file_read", fn or _read, options)
 
 

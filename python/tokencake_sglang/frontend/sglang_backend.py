@@ -55,8 +55,8 @@ class AgentFunction(SglFunction):
     async def arun(self, *args: Any, **kwargs: Any) -> Any:
         """`run` on a thread of its own, while the event loop goes on; awaited, the state has done all of its work.
 
-        With `stream=True` the state is there at once, for `state.text_async_iter()`. Cancelling the task stops the agent
-        at its next step.
+        With `stream=True` the state is there at once, for `state.text_async_iter()`. Cancelling the task stops the
+        agent at its next step.
         """
         if dry.current():
             return self.run(*args, **kwargs)
@@ -267,7 +267,7 @@ class Endpoint(RuntimeEndpoint):
     def _add_images(self, s: StreamExecutor, data: dict[str, Any]) -> None:
         # Every request that RuntimeEndpoint makes for a state passes here before it is sent.
         if dry.current():
-            raise GraphError("derive: a plain sgl.function was run; decorate it with @tc.agent to make it part of a graph")
+            raise GraphError("derive: a plain sgl.function was run; decorate it with @tc.agent to have it in the graph")
         super()._add_images(s, data)
         if not self.events.is_off:
             data["tokencake"] = self.context_of(s).identity(self.app_id)

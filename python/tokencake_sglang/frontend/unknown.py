@@ -1,4 +1,4 @@
-"""What a program holds in a dry run where a real run has generated text or a tool's result: it may be passed on, not read."""
+"""What a program holds in a dry run where a real run has generated text or a tool's result."""
 
 from __future__ import annotations
 
