@@ -95,6 +95,14 @@ def test_an_agent_that_is_run_inside_another_lies_between_the_steps_around_it():
     assert edges(tc.derive(boss)) == ["boss.order > write.report", "write.report > boss.verdict"]
 
 
+def test_what_follows_a_run_waits_for_it_even_if_it_uses_nothing_of_it():
+    def application():
+        write.run(notes="a")
+        write.run(notes="b")
+
+    assert edges(tc.derive(application)) == ["write.report > write#2.report"]
+
+
 def test_forks_start_together_and_a_join_waits_for_all_of_them():
     @tc.agent
     def prog(s):
