@@ -3,61 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import sglang as sgl
 
 import tokencake_sglang as tc
 from coding import prompts
-from coding.tasks import Function, Task, task
-from coding.tools import Workspace, workspace
+from coding.tasks import Function, Task, one_of, task, wanted
+from coding.tools import Tools, make_tools, workspace
 from common.apps import AppContext
-from common.delay import pause
 
 MAX_REVISIONS = 3
-PYTEST_LIMIT_S = 30.0
-
-
-@dataclass(frozen=True)
-class Tools:
-    write_file: tc.Tool
-    check_file: tc.Tool
-    read_files: tc.Tool
-    run_tests: tc.Tool
-
-
-def make_tools(space: Workspace, delay_s: float) -> Tools:
-    """The tools of one working folder. `delay_s` stands for a remote sandbox: half for files, all for tests."""
-    @tc.tool(kind="file_write", predict_time=0.05 + delay_s / 2)
-    def write_file(path: str, content: str) -> str:
-        pause(delay_s / 2, path)
-        return space.write(path, content)
-
-    @tc.tool(kind="check", predict_time=0.15 + delay_s / 2)
-    def check_file(path: str) -> str:
-        pause(delay_s / 2, path)
-        return space.check(path)
-
-    @tc.tool(kind="file_read", predict_time=0.05 + delay_s / 2)
-    def read_files(paths: list[str]) -> str:
-        pause(delay_s / 2, " ".join(paths))
-        return "\n".join(f"# {path}\n{space.read(path)}" for path in paths)
-
-    @tc.tool(kind="test", stages=[tc.Stage("sandbox", delay_s), tc.Stage("pytest", 1.0)])
-    def run_tests(attempt: int) -> str:
-        pause(delay_s, f"tests {attempt}")
-        passed, output = space.pytest(PYTEST_LIMIT_S)
-        return f"{'PASSED' if passed else 'FAILED'}\n{output}"
-
-    return Tools(write_file, check_file, read_files, run_tests)
-
-
-def one_of(alternatives: list[str]) -> str:
-    """A regular expression that spells exactly these texts."""
-    return "(" + "|".join(re.escape(text).replace(r"\ ", " ") for text in alternatives) + ")"
 
 
 def body_constraint(function: Function, tried: list[str], free: bool) -> dict[str, str]:
@@ -72,10 +29,6 @@ def plan_schema(job: Task) -> str:
     care = {"type": "string", "enum": ["normal", "careful"]}
     properties = {"first": name, "review": care}
     return json.dumps({"type": "object", "properties": properties, "required": list(properties)})
-
-
-def wanted(job: Task) -> str:
-    return "\n".join(f"- {f.signature} {f.description} Examples: {'; '.join(f.tests)}" for f in job.functions)
 
 
 @tc.agent(type="architect")

@@ -7,6 +7,7 @@ choice is valid Python and the tests alone decide whether it is right. With a re
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass
 
 
@@ -85,3 +86,12 @@ TASKS = (
 def task(seed: int, number: int) -> Task:
     """The task of application `number` in a run with this seed."""
     return TASKS[(seed * 2 + number) % len(TASKS)]
+
+
+def one_of(alternatives: list[str]) -> str:
+    """A regular expression that spells exactly these texts."""
+    return "(" + "|".join(re.escape(text).replace(r"\ ", " ") for text in alternatives) + ")"
+
+
+def wanted(job: Task) -> str:
+    return "\n".join(f"- {f.signature} {f.description} Examples: {'; '.join(f.tests)}" for f in job.functions)

@@ -10,9 +10,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import tokencake_sglang as tc
+from common.delay import pause
+
 OUTPUT_LINES = 30
+PYTEST_LIMIT_S = 30.0
 MAX_FILE_BYTES = 100_000
 
 
@@ -102,3 +107,37 @@ def run_limited(command: list[str], folder: Path, limit_s: float) -> tuple[int |
             process.wait()
         output.seek(0)
         return status, output.read().decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Tools:
+    write_file: tc.Tool
+    check_file: tc.Tool
+    read_files: tc.Tool
+    run_tests: tc.Tool
+
+
+def make_tools(space: Workspace, delay_s: float) -> Tools:
+    """The tools of one working folder. `delay_s` stands for a remote sandbox: half for files, all for tests."""
+    @tc.tool(kind="file_write", predict_time=0.05 + delay_s / 2)
+    def write_file(path: str, content: str) -> str:
+        pause(delay_s / 2, path)
+        return space.write(path, content)
+
+    @tc.tool(kind="check", predict_time=0.15 + delay_s / 2)
+    def check_file(path: str) -> str:
+        pause(delay_s / 2, path)
+        return space.check(path)
+
+    @tc.tool(kind="file_read", predict_time=0.05 + delay_s / 2)
+    def read_files(paths: list[str]) -> str:
+        pause(delay_s / 2, " ".join(paths))
+        return "\n".join(f"# {path}\n{space.read(path)}" for path in paths)
+
+    @tc.tool(kind="test", stages=[tc.Stage("sandbox", delay_s), tc.Stage("pytest", 1.0)])
+    def run_tests(attempt: int) -> str:
+        pause(delay_s, f"tests {attempt}")
+        passed, output = space.pytest(PYTEST_LIMIT_S)
+        return f"{'PASSED' if passed else 'FAILED'}\n{output}"
+
+    return Tools(write_file, check_file, read_files, run_tests)

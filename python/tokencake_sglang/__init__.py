@@ -8,7 +8,13 @@ from typing import Any
 from tokencake_sglang.version import __version__
 
 _HOMES = {
+    "AgentGraph": "frontend.graph",
+    "AgentStopped": "frontend.batch",
+    "BatchInterrupted": "frontend.batch",
     "Engine": "offline",
+    "Forecast": "core.graph",
+    "GraphError": "core.errors",
+    "Node": "core.graph",
     "Stage": "frontend.tool",
     "Tool": "frontend.tool",
     "ToolError": "frontend.tool",
@@ -17,13 +23,17 @@ _HOMES = {
     "app": "frontend.identity",
     "AgentFunction": "frontend.sglang_backend",
     "Endpoint": "frontend.sglang_backend",
+    "derive": "frontend.derive",
     "agent": "frontend.sglang_backend",
     "call": "frontend.sglang_backend",
 }
-__all__ = [*_HOMES, "__version__"]
+_MODULES = {"nodes": "frontend.nodes"}
+__all__ = [*_HOMES, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{_MODULES[name]}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {sorted(__all__)}")

@@ -11,3 +11,7 @@ class ConfigError(TokenCakeError, ValueError):
 
 class MetadataError(TokenCakeError, ValueError):
     """A client's agent metadata or event does not follow the schema (an HTTP 400)."""
+
+
+class GraphError(TokenCakeError, ValueError):
+    """An agent graph cannot be what was declared: an unknown node, a cycle, a node that nothing leads to."""

@@ -41,7 +41,8 @@ def current_app() -> str | None:
 class AgentContext:
     """The identity of one program state, and of the states forked from it.
 
-    `announces_end`: whether the end of this state is reported to the server (it is, for agents).
+    `announces_end`: whether the end of this state is reported to the server (it is, for agents). `stopped` is what the
+    program gets at its next step if it was told to stop.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class AgentContext:
         self.agent_id = agent_id or f"{agent_type[:128]}-{uuid.uuid4().hex[:12]}"
         self.announces_end = announces_end
         self.ended = False
+        self.stopped: Exception | None = None
         self.child_executors: weakref.WeakSet[Any] = weakref.WeakSet()
         self._next_child = itertools.count()
 

@@ -11,12 +11,18 @@ from typing import Any
 
 from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
 from sglang.lang.interpreter import StreamExecutor
-from sglang.lang.ir import SglExpr, SglFunction
-from sglang.lang.tracer import TracerProgramState
+from sglang.lang.ir import SglExpr, SglExprList, SglFunction, SglGen, SglSelect, SglSeparateReasoning
+from sglang.lang.ir import SglVarScopeBegin as ScopeBegin
+from sglang.lang.tracer import StopTracing, TracerProgramState
 
+from tokencake_sglang.core.errors import GraphError
+from tokencake_sglang.frontend import derive as dry
+from tokencake_sglang.frontend.batch import Batch
 from tokencake_sglang.frontend.events import EventClient, refused
 from tokencake_sglang.frontend.identity import AgentContext, check_id, current_app
+from tokencake_sglang.frontend.state_view import StateView
 from tokencake_sglang.frontend.tool import STAGE_REPORTER, TRACING, Stage, Tool, ToolError
+from tokencake_sglang.frontend.unknown import Unknown
 
 PLAIN_FUNCTION_TYPE = "function"
 
@@ -30,7 +36,7 @@ class AgentFunction(SglFunction):
         self.program = func
         self.agent_type = check_id("agent type", type or func.__name__)
         self.node_id = check_id("agent name", name or func.__name__)
-        self.func = functools.partial(self._run_as_agent, None)
+        self.func = functools.partial(self._run_as_agent, None, None)
 
     def bind(self, **kwargs: Any) -> AgentFunction:
         """The same agent with some of its arguments fixed."""
@@ -43,31 +49,75 @@ class AgentFunction(SglFunction):
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """`SglFunction.run`, as a new agent of the app around the caller. `state.error()` tells an unread ToolError."""
-        return SglFunction.run(self._in_current_app(), *args, **kwargs)
+        flow = dry.current()
+        return flow.run_agent(self, args, kwargs) if flow else SglFunction.run(self._in_current_app(), *args, **kwargs)
+
+    async def arun(self, *args: Any, **kwargs: Any) -> Any:
+        """`run` on a thread of its own, while the event loop goes on; awaited, the state has done all of its work.
+
+        With `stream=True` the state is there at once, for `state.text_async_iter()`. Cancelling the task stops the
+        agent at its next step.
+        """
+        if dry.current():
+            return self.run(*args, **kwargs)
+        batch = Batch(self.node_id, 1)
+        bound = self._in_current_app(batch)
+
+        def work() -> Any:
+            state = SglFunction.run(bound, *args, **kwargs)
+            if not kwargs.get("stream"):
+                state.sync()
+            return state
+
+        return await batch.on_thread(work)
 
     def run_batch(self, batch_kwargs: Any, **kwargs: Any) -> Any:
-        """`SglFunction.run_batch`; each item is an agent of its own."""
-        return SglFunction.run_batch(self._in_current_app(), batch_kwargs, **kwargs)
+        """`SglFunction.run_batch`; each item is an agent of its own. Ctrl-C raises BatchInterrupted."""
+        flow, generator_style = dry.current(), kwargs.get("generator_style", False)
+        if flow:
+            states = flow.run_agents(self, batch_kwargs, kwargs)
+            return iter(states) if generator_style else states
+        batch = Batch(self.node_id, len(batch_kwargs))
+        bound = self._in_current_app(batch)
+        if generator_style:
+            return batch.each(iter(SglFunction.run_batch(bound, batch_kwargs, **kwargs)))
+        with batch.interruptible():
+            return SglFunction.run_batch(bound, batch_kwargs, **kwargs)
 
-    def _in_current_app(self) -> AgentFunction:
+    def cache(self, backend: Any = None) -> Any:
+        """`SglFunction.cache`; in a dry run nothing is sent."""
+        return None if dry.current() else super().cache(backend)
+
+    def _in_current_app(self, batch: Batch | None = None) -> AgentFunction:
         # SGLang runs programs on threads that do not inherit the caller's context, so the app is bound here.
         clone = copy.copy(self)
-        clone.func = functools.partial(self._run_as_agent, current_app())
+        clone.func = functools.partial(self._run_as_agent, current_app(), batch)
         return clone
 
-    def _run_as_agent(self, app_id: str | None, s: Any, *args: Any, **kwargs: Any) -> Any:
+    def _run_as_agent(self, app_id: str | None, batch: Batch | None, s: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(s, TracerProgramState):
-            token = TRACING.set(True)
-            try:
-                return self.program(s, *args, **kwargs)
-            finally:
-                TRACING.reset(token)
+            return self._trace(s, args, kwargs)
         context = AgentContext(self.agent_type, self.node_id, app_id, announces_end=True)
-        s.stream_executor.agent_context = context
+        (batch or Batch(self.node_id, 1)).start(s.stream_executor, context)
         try:
-            return self.program(s, *args, **kwargs)
+            value = self.program(s, *args, **kwargs)
+            if batch is not None:
+                batch.ended += 1
+            return value
         finally:
             _end_forks(context)
+
+    def _trace(self, s: TracerProgramState, args: Any, kwargs: Any) -> Any:
+        token = TRACING.set(True)
+        try:
+            return self.program(s, *args, **kwargs)
+        except Exception as error:
+            # The trace before a batch has no real arguments: whatever it meets says nothing about the programs.
+            if s.only_trace_prefix:
+                raise StopTracing() from error
+            raise
+        finally:
+            TRACING.reset(token)
 
 
 def agent(fn: Callable[..., Any] | None = None, *, type: str | None = None, name: str | None = None) -> Any:
@@ -79,31 +129,6 @@ def agent(fn: Callable[..., Any] | None = None, *, type: str | None = None, name
     if fn is None:
         return functools.partial(agent, type=type, name=name)
     return AgentFunction(fn, type=type, name=name)
-
-
-class StateView:
-    """What the arguments of a call may look at: the state as it is when the call's turn has come."""
-
-    def __init__(self, executor: StreamExecutor):
-        self._executor = executor
-
-    def __getitem__(self, name: str) -> Any:
-        variables = self._executor.variables
-        if name not in variables:
-            raise KeyError(f"variable {name!r} has no value yet when the call's turn comes; it has {sorted(variables)}")
-        value = variables[name]
-        return value.read_on(self._executor) if isinstance(value, ToolError) else value
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._executor.variables
-
-    def text(self) -> str:
-        """The state's whole text so far."""
-        return self._executor.text_
-
-    def messages(self) -> list[dict[str, Any]]:
-        """The state's finished chat messages so far."""
-        return list(self._executor.messages_)
 
 
 class Call(SglExpr):
@@ -151,6 +176,33 @@ def call(tool: Tool | Callable[..., Any], args: Any = None, name: str = "result"
     if not isinstance(name, str) or not name:
         raise TypeError(f"call: name found {name!r}; allowed is the name of the variable to bind, a non-empty string")
     return Call(tool if isinstance(tool, Tool) else Tool(tool), args, name)
+
+
+class UnknownExpr(Unknown, SglExpr):
+    """An unknown value that may also be added to a state, alone or in a sum of expressions."""
+
+    def __init__(self, what: str, steps: tuple[str, ...]):
+        super().__init__()
+        self.what, self.steps = what, steps
+
+
+def steps_of(expression: Any) -> Iterator[dry.Step]:
+    """What an expression does, in order, for a dry run."""
+    if isinstance(expression, SglExprList):
+        for part in expression.expr_list:
+            yield from steps_of(part)
+    elif isinstance(expression, SglGen):
+        yield dry.Step("gen", expression.name or "gen", expression.sampling_params.max_new_tokens)
+    elif isinstance(expression, SglSelect):
+        yield dry.Step("gen", expression.name or "select", 1)  # the choices are scored, one token is chosen by
+    elif isinstance(expression, Call):
+        yield dry.Step("call", expression.name, tool=expression.tool, uses=expression.args)
+    elif isinstance(expression, SglSeparateReasoning):
+        yield dry.Step("scope", expression.name)
+    elif isinstance(expression, ScopeBegin):
+        yield dry.Step("scope", expression.name)
+    else:
+        yield dry.Step("text", uses=getattr(expression, "value", expression))
 
 
 class Endpoint(RuntimeEndpoint):
@@ -223,12 +275,16 @@ class Endpoint(RuntimeEndpoint):
 
     def _add_images(self, s: StreamExecutor, data: dict[str, Any]) -> None:
         # Every request that RuntimeEndpoint makes for a state passes here before it is sent.
+        if dry.current():
+            raise GraphError("derive: a plain sgl.function was run; decorate it with @tc.agent to have it in the graph")
         super()._add_images(s, data)
         if not self.events.is_off:
             data["tokencake"] = self.context_of(s).identity(self.app_id)
 
     def fork_program(self, src: StreamExecutor, dst: list[StreamExecutor], position_ids_offset: Any = None) -> None:
         context = self.context_of(src)
+        if context.stopped is not None:
+            raise context.stopped
         for executor in dst:
             executor.agent_context = context.fork()
             context.child_executors.add(executor)
