@@ -109,6 +109,7 @@ def test_ctrl_c_ends_a_batch_with_a_message_and_the_ends_of_the_agents_it_starte
             threading.Timer(0.3, release.set).start()
         return len(begun) == 2
 
+    threads = set(threading.enumerate())
     thread = press_ctrl_c_when(both_hold)
     before = signal.getsignal(signal.SIGINT)
     sentence = "run_batch of 'slow' was interrupted: of 5 agents 0 had ended, 2 were stopped, 3 were not started"
@@ -122,6 +123,9 @@ def test_ctrl_c_ends_a_batch_with_a_message_and_the_ends_of_the_agents_it_starte
     assert finished(peer) == agents(peer)  # already: the batch has waited for them
     assert later == []
     assert len(peer.generates) == 2
+    for left in set(threading.enumerate()) - threads:  # a fork that was under way, too
+        left.join(5)
+        assert left.daemon or not left.is_alive(), f"{left.name} would keep the process from ending"
 
 
 def test_ctrl_c_in_a_batch_on_one_thread_is_no_different(peer, endpoint):

@@ -284,6 +284,8 @@ class Endpoint(RuntimeEndpoint):
     def fork_program(self, src: StreamExecutor, dst: list[StreamExecutor], position_ids_offset: Any = None) -> None:
         context = self.context_of(src)
         if context.stopped is not None:
+            for executor in dst:  # nobody else will end them, and their threads keep the process alive
+                executor.end()
             raise context.stopped
         for executor in dst:
             executor.agent_context = context.fork()
