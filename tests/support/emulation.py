@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokencake_sglang.emulator.report import RUN_SCHEMA
-from tokencake_sglang.emulator.result import quantile
+from tokencake_sglang.emulator.result import SCHEMA, quantile
 from tokencake_sglang.emulator.spec import RunSpec
 
 STATES = ("running", "stalled", "shared", "idle", "free")
@@ -49,7 +48,7 @@ def run_document(spec: RunSpec, latencies: list[float | None], virtual_s: float 
         "output_tokens": output_tokens} | counts
     pool = spec.pool_tokens or 231_000
     return {
-        "schema": RUN_SCHEMA, "spec": spec.to_dict(), "profile": {"id": spec.profile}, "pool_tokens": pool,
+        "schema": SCHEMA, "spec": spec.to_dict(), "profile": {"id": spec.profile}, "pool_tokens": pool,
         "host_tokens": int(pool * spec.host_ratio), "virtual_s": virtual_s, "steps": 4000,
         "event_log_sha256": "0" * 64, "output_sha256": outputs, "apps": apps, "calls": calls, "counts": every,
         "latency": latencies_of(latencies, virtual_s, arrivals),

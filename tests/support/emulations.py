@@ -28,7 +28,8 @@ class EmulationError(RuntimeError):
 
 
 class Emulations:
-    """Zygotes, one for each of `hash_seeds` (of Python's hashes), each with one run at a time; for a `with` statement."""
+    """Zygotes, one for each of `hash_seeds` (of Python's hashes), each with one run at a time. For a `with` statement.
+    """
 
     def __init__(self, *hash_seeds: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="tokencake-emulations-")

@@ -18,7 +18,8 @@ from typing import Any
 
 from tokencake_sglang.emulator.cells import Experiment, Job
 from tokencake_sglang.emulator.progress import Progress
-from tokencake_sglang.emulator.report import RUN_SCHEMA, build_report
+from tokencake_sglang.emulator.report import build_report
+from tokencake_sglang.emulator.result import SCHEMA as RUN_SCHEMA
 from tokencake_sglang.emulator.zygote import END_GRACE_S, Processes, ZygoteError, run_processes
 
 BYTES_PER_RUN = 2 * 2**30  # what a run needs at most, imports included

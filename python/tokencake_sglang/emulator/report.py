@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any
 
 from tokencake_sglang.emulator.cells import Cell, Experiment, Job, is_stock
-from tokencake_sglang.emulator.result import SCHEMA as RUN_SCHEMA
 from tokencake_sglang.emulator.result import quantile
 from tokencake_sglang.version import SGLANG_VERSION, __version__
 

@@ -1,12 +1,12 @@
 """Runs as processes: forked from one that has imported SGLang already, or each started anew.
 
 Importing SGLang takes longer than many a run. The zygote, one process, imports it and then only waits: it runs nothing
-itself, so what a run changes (environment, SGLang's global state, hooks of its plugins) ends with the run. All runs of one
-zygote have its hash seed; results must not depend on it.
+itself, so what a run changes (environment, SGLang's global state, hooks of its plugins) ends with the run. All runs of
+one zygote have its hash seed; results must not depend on it.
 
-Zygote and client speak over one socket that keeps the borders of messages (SOCK_SEQPACKET). A request is the JSON list of a
-run's arguments, with two file descriptors: where its standard error goes, and where the zygote tells its fate: its process
-id, and its status when it has ended, each with a newline.
+Zygote and client speak over one socket that keeps the borders of messages (SOCK_SEQPACKET). A request is the JSON list
+of a run's arguments, with two file descriptors: where its standard error goes, and where the zygote tells its fate: its
+process id, and its status when it has ended, each with a newline.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class FreshProcesses:
 class Zygote:
     """Each run is a call of `target` ("module:function") in a process forked from one that has imported `preload`.
 
-    The function gets the list of the run's arguments; what it returns is the exit status (None: 0). `env` is added to the
-    environment of this process.
+    The function gets the list of the run's arguments; what it returns is the exit status (None: 0). `env` is added to
+    the environment of this process.
     """
 
     def __init__(self, target: str = RUN_TARGET, preload: Sequence[str] = PRELOADED,
