@@ -12,6 +12,7 @@ PYTHON="$VENV/bin/python"
 MODEL="$CACHE/demo-model"
 STOCK="$CACHE/stock"
 mkdir -p "$CACHE"
+unset PYTHONDONTWRITEBYTECODE  # compiling a thousand modules anew in each process doubles the start of a server
 
 say() { printf '\n--- %s\n' "$*"; }
 

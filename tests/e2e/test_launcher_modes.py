@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from tests.support.server import PACKAGE_ROOT, STRICT_CHECKS, ServerProcess, demo_model_dir
+from tests.support.server import PACKAGE_ROOT, STRICT_CHECKS, ServerProcess, demo_model_dir, other_model_archs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -18,7 +18,8 @@ LAUNCHER = "tokencake_sglang.launch_server"
 
 
 def environment(**changed: str) -> dict[str, str]:
-    return {**os.environ, **STRICT_CHECKS, "PYTHONPATH": str(PACKAGE_ROOT), "OMP_NUM_THREADS": "1", **changed}
+    return {**os.environ, **STRICT_CHECKS, "PYTHONPATH": str(PACKAGE_ROOT), "OMP_NUM_THREADS": "1",
+            "SGLANG_DISABLED_MODEL_ARCHS": other_model_archs(), **changed}
 
 
 def test_without_the_switch_the_routes_answer_503_and_metadata_is_ignored():

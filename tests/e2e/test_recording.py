@@ -123,14 +123,6 @@ def test_tokencake_is_recorded_with_agents_tools_and_blocks_and_stopped_by_sigte
     assert not any(agent in text for agent in AGENTS)
 
 
-def test_two_ranks_write_one_trace(tmp_path):
-    path = tmp_path / "day.csv"
-    with ServerProcess(*POOL, "--tp", "2", "--record", str(path), module=LAUNCHER) as server:
-        server.generate("Once upon a time", 5)
-        time.sleep(0.2)
-    assert len(rows_of(path)) == 1
-
-
 @pytest.mark.parametrize(("flags", "said"), [
     (["--record", "day.txt"], ".csv, .jsonl"), (["--record", "/proc/day.csv"], "cannot be written"),
     (["--record", "day.csv", "--dp-size", "2"], "--dp-size 2")])

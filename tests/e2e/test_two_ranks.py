@@ -1,26 +1,60 @@
-"""Two tensor-parallel ranks on the CPU (gloo) fold the same events and decide the same."""
+"""Two tensor-parallel ranks on the CPU (gloo), with nothing set by hand: they serve, evict and load back, write one
+trace, and with TokenCake fold the same events and decide the same.
+
+A start with two ranks takes half a minute of two cores, so one server without TokenCake does for three tests.
+"""
 
 from __future__ import annotations
 
 import json
+import random
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from tests.e2e.test_outputs_equal import LAUNCHER, POOL, TOKENCAKE, check_answers, settled_state
 from tests.support.scenario import Player
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, hicache_flags
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+TWO = (*POOL, "--tp", "2", "--page-size", "16")
+NOTHING_BY_HAND = {"OMP_NUM_THREADS": None, "SGLANG_CPU_OMP_THREADS_BIND": None, "SGLANG_NCCL_SO_PATH": None}
+NEW_TOKENS = 16
+PROMPTS = [random.Random(seed).choices(range(300, 3900), k=500) for seed in range(6)]
 
 
-def test_two_ranks_decide_alike_and_answer_as_without_tokencake(tmp_path):
-    two = (*POOL, "--tp", "2")
-    with ServerProcess(*two, module=LAUNCHER) as server:
-        expected = Player(server, "off").play(concurrency=1)
+@pytest.fixture(scope="module")
+def without(tmp_path_factory) -> SimpleNamespace:
+    """What a server without TokenCake said: of prompts that do not fit together, twice; of the day of agents."""
+    trace = tmp_path_factory.mktemp("two-ranks") / "day.csv"
+    flags = (*TWO, *hicache_flags(), "--record", str(trace))
+    with ServerProcess(*flags, module=LAUNCHER, env=NOTHING_BY_HAND) as server:
+        ranks = [child for child in server.children() if "scheduler_TP" in child.name() + " ".join(child.cmdline())]
+        first, again = ([server.generate(tokens, NEW_TOKENS) for tokens in PROMPTS] for _ in range(2))
+        time.sleep(0.2)
+        rows = trace.read_text().splitlines()[1:]
+        return SimpleNamespace(ranks=len(ranks), first=first, again=again, rows=rows,
+                               day=Player(server, "off").play(concurrency=4))
+
+
+def test_two_ranks_serve_evict_and_load_back_with_equal_outputs(without):
+    assert without.ranks == 2
+    assert [a["output_ids"] for a in without.again] == [f["output_ids"] for f in without.first]
+    assert sum(a["meta_info"]["cached_tokens_details"]["host"] > 0 for a in without.again) >= 3
+
+
+def test_two_ranks_write_one_trace(without):
+    assert len(without.rows) == 2 * len(PROMPTS)
+
+
+def test_two_ranks_decide_alike_and_answer_as_without_tokencake(without, tmp_path):
     log = tmp_path / "decisions"
-    with ServerProcess(*two, *TOKENCAKE, "--tokencake-decision-log", str(log), module=LAUNCHER) as server:
+    flags = (*TWO, *TOKENCAKE, "--tokencake-decision-log", str(log))
+    with ServerProcess(*flags, module=LAUNCHER, env=NOTHING_BY_HAND) as server:
         player = Player(server, "on")
-        assert player.play(concurrency=4) == expected
+        assert player.play(concurrency=4) == without.day
         check_answers(player)
         state = settled_state(server)
     assert state["counters"]["offloads_completed"] > 0 and state["counters"]["uploads_completed"] > 0

@@ -31,6 +31,17 @@ def run_program(calls: list[dict[str, Any]], spec: dict[str, Any]) -> dict[str, 
     return run_workload(run_spec, Workload("one", (Program("app", tuple(made)),)), load_profile(run_spec.profile))
 
 
+def run_on_a_small_machine(spec: dict[str, Any], available: int) -> dict[str, Any]:
+    """A run where so many bytes of memory are free."""
+    from types import SimpleNamespace
+
+    import psutil
+
+    memory = psutil.virtual_memory()._asdict()
+    psutil.virtual_memory = lambda: SimpleNamespace(**{**memory, "available": available})
+    return run_spec(spec)
+
+
 def modules_with_real_time(spec: dict[str, Any]) -> dict[str, list[str]]:
     """Modules that saw the real clock before and after a run in this process."""
     from tokencake_sglang.emulator import time_shim

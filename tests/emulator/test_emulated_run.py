@@ -112,6 +112,12 @@ def test_an_output_that_does_not_fit_is_cut_and_counted_as_truncated(emulations)
     assert result["counts"]["truncated"] == 1 and result["counts"]["aborted"] == 0
 
 
+def test_a_host_tier_needs_no_more_memory_than_it_takes(emulations):
+    """SGLang wants 10 GiB free beside a host pool; the emulated one takes some megabytes."""
+    result = emulations.run(JOBS + "run_on_a_small_machine", code_writer(STOCK), 2 << 30)
+    assert result["host_tokens"] > 0 and result["counts"]["apps_completed"] == 3
+
+
 def test_no_module_of_the_server_sees_the_real_clock_at_the_end_of_a_run(emulations):
     modules = emulations.run(JOBS + "modules_with_real_time", code_writer(TOKENCAKE))
     assert "sglang.srt.managers.scheduler" in modules["before"]

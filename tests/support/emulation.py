@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokencake_sglang.emulator.report import RUN_SCHEMA, percentile
+from tokencake_sglang.emulator.result import SCHEMA, quantile
 from tokencake_sglang.emulator.spec import RunSpec
 
 STATES = ("running", "stalled", "shared", "idle", "free")
@@ -19,9 +19,9 @@ SHARES = {"queue_s": 0.2, "prefill_s": 0.1, "recomputed_prefill_s": 0.1, "upload
 
 
 def latencies_of(latencies: list[float | None], end_s: float, arrivals: list[float]) -> dict[str, float | None]:
-    done = sorted(value for value in latencies if value is not None)
+    done = [value for value in latencies if value is not None]
     every = [end_s - arrival if value is None else value for value, arrival in zip(latencies, arrivals, strict=True)]
-    latency = {f"p{percent}_s": percentile(done, percent) if done else None for percent in (50, 90, 95, 99)}
+    latency = {f"p{percent}_s": quantile(done, percent / 100) for percent in (50, 90, 95, 99)}
     return latency | {"mean_s": sum(done) / len(done) if done else None,
                       "mean_with_unfinished_s": sum(every) / len(every) if every else None}
 
@@ -48,15 +48,15 @@ def run_document(spec: RunSpec, latencies: list[float | None], virtual_s: float 
         "output_tokens": output_tokens} | counts
     pool = spec.pool_tokens or 231_000
     return {
-        "schema": RUN_SCHEMA, "spec": spec.to_dict(), "profile": {"id": spec.profile}, "pool_tokens": pool,
+        "schema": SCHEMA, "spec": spec.to_dict(), "profile": {"id": spec.profile}, "pool_tokens": pool,
         "host_tokens": int(pool * spec.host_ratio), "virtual_s": virtual_s, "steps": 4000,
         "event_log_sha256": "0" * 64, "output_sha256": outputs, "apps": apps, "calls": calls, "counts": every,
         "latency": latencies_of(latencies, virtual_s, arrivals),
         "residency": {"useful_token_s": 900.0, "wasted_token_s": 100.0},
         "utilisation": {"effective": 0.62, "stalled": 0.18, "shared": 0.08, "idle": 0.07, "free": 0.05},
         "kv_samples": [sample(virtual_s * i / 50, pool, int(pool * spec.host_ratio), i) for i in range(51)],
-        "real": {"wall_s": 12.0, "cpu_s": 11.5, "step_us_sglang": 600.0, "step_us_tokencake": 40.0,
-                 "step_us_emulator": 90.0, "peak_rss_bytes": 1_400_000_000},
+        "real": {"wall_s": 12.0, "cpu_s": 11.5, "step_us_sglang": 500.0, "step_us_eviction": 100.0,
+                 "step_us_tokencake": 40.0, "step_us_emulator": 90.0, "peak_rss_bytes": 1_400_000_000},
     }
 
 

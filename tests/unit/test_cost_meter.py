@@ -1,4 +1,4 @@
-"""The split of a step's real time between SGLang, TokenCake and the emulator."""
+"""The split of a step's real time between SGLang, eviction, TokenCake and the emulator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def spend(monkeypatch):
 
 
 class FakeServer:
-    """A step: pull (5 us of emulator), hooks of ours (7), a pass (11) in which ours is called once (2), SGLang (30)."""
+    """A step: pull (5 us of emulator), hooks of ours (7), a pass (11) in which a clock event takes 1, then SGLang (30),
+    which evicts: 100 leaves are ranked (3), and a hook of ours is called (2)."""
 
     def __init__(self, spend) -> None:
         self.spend = spend
@@ -31,19 +32,23 @@ class FakeServer:
         self.on_output = self.on_request_added = lambda *a: None
         cache = SimpleNamespace(
             on_step=lambda: spend(7), on_request_ended=lambda *a: None, on_node_inserted=lambda n: None,
-            on_node_split=lambda *a: None, on_node_removed=lambda n: spend(2),
-            eviction_strategy=SimpleNamespace(get_priority=lambda n: 0))
+            on_node_split=lambda *a: None, on_node_removed=lambda n: spend(2), evict=self.evict,
+            eviction_strategy=SimpleNamespace(get_priority=lambda n: spend(0.03)))
         controller = SimpleNamespace(event=lambda p: None, tick=lambda t: None)
         self.extension = SimpleNamespace(
             controller=controller, cache=cache, extend_received=lambda r: r, on_request_added=lambda r: None)
-        self.scheduler = SimpleNamespace(extensions=[self.extension, SimpleNamespace()])
+        self.scheduler = SimpleNamespace(extensions=[self.extension, SimpleNamespace()], tree_cache=cache)
+
+    def evict(self) -> None:
+        for leaf in range(100):
+            self.extension.cache.eviction_strategy.get_priority(leaf)
+        self.extension.cache.on_node_removed("node")
 
     def pull(self) -> None:
         self.spend(5)
 
     def forward(self) -> None:
         self.spend(11)
-        self.extension.cache.on_node_removed("node")
         self.clock.advance_to(1)
 
     def step(self, with_pass: bool = True) -> None:
@@ -51,7 +56,9 @@ class FakeServer:
         self.extension.cache.on_step()
         if with_pass:
             self.forward()
-        self.spend(30)
+        self.spend(10)
+        self.scheduler.tree_cache.evict()
+        self.spend(20)
 
 
 def metered(spend, since_ns: int = 0) -> tuple[FakeServer, CostMeter]:
@@ -69,8 +76,18 @@ def test_time_inside_a_call_counts_for_whoever_is_called(spend):
     report = meter.report()
     assert report["steps_measured"] == 4
     assert report["step_us_tokencake"] == pytest.approx(7 + 2)
+    assert report["step_us_eviction"] == pytest.approx(3)
     assert report["step_us_emulator"] == pytest.approx(5 + 11 + 1)
     assert report["step_us_sglang"] == report["step_us_sglang_p50"] == pytest.approx(30)
+
+
+def test_no_clock_is_read_for_a_single_leaf(spend, monkeypatch):
+    """A read of the thread's clock takes longer than the rank of a leaf."""
+    server, _ = metered(spend)
+    read, reads = cost_meter.time.thread_time_ns, []
+    monkeypatch.setattr(cost_meter, "time", SimpleNamespace(thread_time_ns=lambda: reads.append(1) or read()))
+    server.step()
+    assert len(reads) < 20
 
 
 def test_iterations_without_a_pass_and_those_before_the_start_are_left_out(spend):

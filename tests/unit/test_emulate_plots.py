@@ -73,7 +73,7 @@ def test_calls_are_shown_by_agent_type_with_mean_and_tail():
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["planner", "coder"]
     assert sorted(bar.get_width() for bar in axes.patches if bar.get_width()) == [60.0, 120.0]
-    assert [line.get_xdata()[0] for line in axes.get_lines()] == [pytest.approx(87.0), pytest.approx(174.0)]
+    assert [line.get_xdata()[0] for line in axes.get_lines()] == [pytest.approx(90.0), pytest.approx(180.0)]
 
 
 def test_the_kinds_of_time_add_up_to_the_mean_latency():

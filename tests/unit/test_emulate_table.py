@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.emulation import run_document
 from tokencake_sglang.emulator.cells import Cell, Experiment, Grid
-from tokencake_sglang.emulator.report import build_report, is_void, percentile
+from tokencake_sglang.emulator.report import build_report, is_void
 from tokencake_sglang.emulator.spec import Configuration
 from tokencake_sglang.emulator.table import cell_text, markdown
 
@@ -188,12 +188,6 @@ def test_cells_have_different_names_and_the_seed_is_no_part_of_the_group():
     cells = Grid((None, 0.1), (None, 5), (1.0, 2.5), (1, 2)).cells()
     assert len({cell.name for cell in cells}) == 16 and len({cell.group for cell in cells}) == 8
     assert Cell(0.1, 5, 2.5, 2).name == "qps-0.1_pool-5_host-2.5_seed-2"
-
-
-def test_percentiles_are_interpolated_between_ranks():
-    assert percentile([10.0, 20.0, 30.0], 50) == 20.0
-    assert percentile([0.0, 10.0], 95) == pytest.approx(9.5)
-    assert percentile([7.0], 95) == 7.0
 
 
 def test_a_range_is_shown_only_where_the_seeds_differ():

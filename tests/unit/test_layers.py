@@ -159,7 +159,8 @@ def pure_modules() -> list[str]:
 
 EMULATOR_TOOLS = (
     "cli", "request", "cells", "compare", "report", "table", "plots", "catalogue", "profile", "fit", "program", "spec",
-    "workloads", "configurations", "bounds", "remaining", "clock", "device", "clients", "result")
+    "workloads", "configurations", "bounds", "remaining", "clock", "device", "clients", "result",
+    "zygote")
 
 
 def test_importing_the_pure_parts_loads_neither_torch_nor_sglang():

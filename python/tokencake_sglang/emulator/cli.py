@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tokencake_sglang.core.errors import ConfigError
-from tokencake_sglang.emulator.compare import RUN_COMMAND, compare, write_whole
+from tokencake_sglang.emulator.compare import compare, write_whole
 from tokencake_sglang.emulator.report import is_void
 from tokencake_sglang.emulator.request import DEFAULT_COMPARE, DEFAULT_PROFILE, experiment_of, one_number
 from tokencake_sglang.emulator.table import markdown
+from tokencake_sglang.emulator.zygote import Processes
 
 PLOTS = ("svg", "png", "none")
 
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None, command: tuple[str, ...] = RUN_COMMAND) -> int:
+def main(argv: list[str] | None = None, processes: Processes | None = None) -> int:
     """0: all runs finished and no KV read was bad. 1: else. 2: refused. 130: interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
     given = build_parser().parse_args(arguments)
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None, command: tuple[str, ...] = RUN_COMMAND) 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         report, documents = compare(experiment, out, jobs, given.resume, [shlex.quote(word) for word in arguments],
-                                    command, read_report(given.repeat_from))
+                                    processes, read_report(given.repeat_from))
     except KeyboardInterrupt:
         print(f"tokencake emulate: interrupted. Finished runs are kept in {out}; the same command with --resume goes"
               " on from there.", file=sys.stderr)

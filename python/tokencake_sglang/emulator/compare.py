@@ -1,7 +1,7 @@
 """Runs the jobs of an experiment in child processes, several at a time, and writes the report.
 
-Every run has a process of its own. A result is moved to its place when it is whole, so an interrupted command can be
-resumed. A run that fails is reported with what it said last and costs no other run.
+Every run has a process of its own (`zygote`). A result is moved to its place when it is whole, so an interrupted
+command can be resumed. A run that fails is reported with what it said last and costs no other run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -19,13 +18,13 @@ from typing import Any
 
 from tokencake_sglang.emulator.cells import Experiment, Job
 from tokencake_sglang.emulator.progress import Progress
-from tokencake_sglang.emulator.report import RUN_SCHEMA, build_report
+from tokencake_sglang.emulator.report import build_report
+from tokencake_sglang.emulator.result import SCHEMA as RUN_SCHEMA
+from tokencake_sglang.emulator.zygote import END_GRACE_S, Processes, ZygoteError, run_processes
 
-RUN_COMMAND = (sys.executable, "-m", "tokencake_sglang.emulator.run")
 BYTES_PER_RUN = 2 * 2**30  # what a run needs at most, imports included
 LAST_LINES = 12
 PROGRESS_MARK = "PROGRESS "
-END_GRACE_S = 5.0
 
 
 def default_jobs(runs: int) -> int:
@@ -39,7 +38,7 @@ def default_jobs(runs: int) -> int:
 class Child:
     """One run in a process of its own; `progress` holds the last line of progress that it wrote."""
 
-    def __init__(self, job: Job, out: Path, command: Sequence[str]):
+    def __init__(self, job: Job, out: Path, processes: Processes):
         self.job, self.progress = job, {}
         self.target = out / job.file
         self.partial = self.target.with_suffix(".part")
@@ -48,10 +47,7 @@ class Child:
         spec_file.write_text(json.dumps(job.spec.to_dict(), indent=1), encoding="utf-8")
         for left_over in (self.target, self.partial):
             left_over.unlink(missing_ok=True)
-        env = {"OMP_NUM_THREADS": "1", **os.environ}  # the runs share the cores; more threads only hinder each other
-        self.process = subprocess.Popen(
-            [*command, str(spec_file), str(self.partial), "--progress"], stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env, text=True, encoding="utf-8", errors="replace")
+        self.process = processes.start([str(spec_file), str(self.partial), "--progress"])
         self._last: deque[str] = deque(maxlen=LAST_LINES)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -112,37 +108,46 @@ def finished(job: Job, out: Path) -> dict[str, Any] | None:
     return document if document["spec"] == json.loads(json.dumps(job.spec.to_dict())) else None
 
 
-def run_jobs(jobs: Sequence[Job], out: Path, parallel: int, progress: Progress,
-             command: Sequence[str] = RUN_COMMAND, poll_s: float = 0.1) -> dict[str, dict[str, Any] | str]:
+def run_jobs(jobs: Sequence[Job], out: Path, parallel: int, progress: Progress, processes: Processes,
+             poll_s: float = 0.1) -> dict[str, dict[str, Any] | str]:
     """Results by `Job.file`: the document, or the text of the failure. Ends its processes whatever happens."""
     results: dict[str, dict[str, Any] | str] = {}
     waiting, running = deque(jobs), []
-    try:
-        while waiting or running:
-            while waiting and len(running) < parallel:
-                running.append(Child(waiting.popleft(), out, command))
-            for child in list(running):
-                result = child.result()
-                if result is not None:
-                    running.remove(child)
-                    results[child.job.file] = result
-                    progress.finished(child.job, result)
-            progress.update([child.progress for child in running])
-            if running:
-                time.sleep(poll_s)
-    finally:
-        for child in running:
-            child.end()
+
+    def ended(job: Job, result: dict[str, Any] | str) -> None:
+        results[job.file] = result
+        progress.finished(job, result)
+
+    with processes:
+        try:
+            while waiting or running:
+                while waiting and len(running) < parallel:
+                    job = waiting.popleft()
+                    try:
+                        running.append(Child(job, out, processes))
+                    except (OSError, ZygoteError) as error:
+                        ended(job, f"the process could not be started: {error}")
+                for child in list(running):
+                    result = child.result()
+                    if result is not None:
+                        running.remove(child)
+                        ended(child.job, result)
+                progress.update([child.progress for child in running])
+                if running:
+                    time.sleep(poll_s)
+        finally:
+            for child in running:
+                child.end()
     return results
 
 
 def compare(experiment: Experiment, out: Path, parallel: int | None, resume: bool, arguments: list[str],
-            command: Sequence[str] = RUN_COMMAND, before: dict[str, Any] | None = None,
+            processes: Processes | None = None, before: dict[str, Any] | None = None,
             ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The report, and the documents of the finished runs by `Job.file`.
 
-    `arguments` go into the report as given. `before`: an earlier report, with whose event logs those of equal runs
-    are compared.
+    `arguments` go into the report as given. `processes`: where the runs take place, if not in those of
+    `run_processes`. `before`: an earlier report, with whose event logs those of equal runs are compared.
     """
     jobs = list(experiment.jobs())
     results: dict[str, Any] = {}
@@ -150,7 +155,7 @@ def compare(experiment: Experiment, out: Path, parallel: int | None, resume: boo
         results = {job.file: document for job in jobs if (document := finished(job, out)) is not None}
     left = [job for job in jobs if job.file not in results]
     with Progress(len(jobs), len(results)) as progress:
-        results |= run_jobs(left, out, parallel or default_jobs(len(left)), progress, command)
+        results |= run_jobs(left, out, parallel or default_jobs(len(left)), progress, processes or run_processes())
     report = build_report(experiment, results, arguments, before)
     write_whole(out / "report.json", json.dumps(report, indent=1) + "\n")
     return report, {file: result for file, result in results.items() if not isinstance(result, str)}

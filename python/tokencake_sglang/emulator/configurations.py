@@ -46,7 +46,7 @@ PARTS = {
     "nopreempt": "no preemption by priority",
 }
 WRITE_POLICIES = {"writeback": "write_back", "selective": "write_through_selective"}
-CHUNKS = (512, 1024, 2048, 4096, 8192)
+CHUNKS = (128, 256, 512, 1024, 2048, 4096, 8192)
 TO_BEAT = ("lpm", "routing-key", "priority")
 _NUMBERED = re.compile(r"(chunk[1-9]\d*|host\d+(?:\.\d+)?)")
 _WORDS = re.compile(r"dfs-weight|routing-key|[^-]+")
@@ -179,7 +179,7 @@ def describe(name: str) -> str:
 
 def _best_stock() -> list[str]:
     """The stock to beat: three orders on HiCache write-through, with and without mixed chunks, at SGLang's chunk
-    size for the device and at each of CHUNKS. 36 names; "best stock" of a cell is the best of them there."""
+    size for the device and at each of CHUNKS. 48 names; "best stock" of a cell is the best of them there."""
     sizes = ["", *(f"-chunk{size}" for size in CHUNKS)]
     return [f"hicache-{order}{mixed}{size}" for order in TO_BEAT for mixed in ("", "-mixed") for size in sizes]
 
@@ -187,7 +187,8 @@ def _best_stock() -> list[str]:
 GROUPS: dict[str, Callable[[], list[str]]] = {
     "best-stock": _best_stock,
     "best-stock-short": lambda: [
-        f"hicache-{order}{parts}" for order in TO_BEAT for parts in ("", "-mixed", "-mixed-chunk512")],
+        f"hicache-{order}{parts}" for order in TO_BEAT
+        for parts in ("", "-mixed-chunk128", "-mixed-chunk256", "-mixed-chunk512")],
     "schedule": lambda: [f"{tier}-{order}" for tier in ("stock", "hicache") for order in SCHEDULES],
     "eviction": lambda: [
         f"{tier}-{order}-{policy}"

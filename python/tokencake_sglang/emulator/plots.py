@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokencake_sglang.emulator.cells import is_stock
-from tokencake_sglang.emulator.report import MEAN, percentile
+from tokencake_sglang.emulator.report import MEAN
+from tokencake_sglang.emulator.result import quantile
 from tokencake_sglang.emulator.table import title_of
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def calls_by_agent_type(series: list[Series], where: str) -> Figure:
             place = index + (position - (len(series) - 1) / 2) * height
             axes.barh(place, sum(times) / len(times), height * 0.9, color=one.look.colour, hatch=one.look.hatch,
                       edgecolor="white", linewidth=0)
-            axes.plot([percentile(times, 95)], [place], marker="|", color="black", markersize=5, linestyle="none")
+            axes.plot([quantile(times, 0.95)], [place], marker="|", color="black", markersize=5, linestyle="none")
         axes.barh(0, 0, color=one.look.colour, hatch=one.look.hatch, edgecolor="white", label=one.name)
     axes.set(yticks=range(len(types)), yticklabels=types, title=f"Latency of calls by agent type\n{where}",
              xlabel="call latency (virtual s): bar = mean, tick = P95", ylim=(-0.6, len(types) - 0.4))

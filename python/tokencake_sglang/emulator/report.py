@@ -12,10 +12,10 @@ from statistics import median
 from typing import Any
 
 from tokencake_sglang.emulator.cells import Cell, Experiment, Job, is_stock
+from tokencake_sglang.emulator.result import quantile
 from tokencake_sglang.version import SGLANG_VERSION, __version__
 
 SCHEMA = "tokencake-emulation-report/1"
-RUN_SCHEMA = "tokencake-emulation/1"
 MEAN = "mean_with_unfinished_s"
 COPIED = ("counts", "latency", "residency", "utilisation", "real", "virtual_s", "steps", "pool_tokens", "host_tokens",
           "event_log_sha256", "output_sha256")
@@ -139,18 +139,10 @@ def _doubts(run: dict[str, Any]) -> list[str]:
 
 def _uncontended(result: dict[str, Any]) -> dict[str, float] | None:
     """Mean and P95 of the apps' critical paths with the device to themselves."""
-    times = sorted(app["critical_path_s"] for app in result["apps"] if app["critical_path_s"])
+    times = [app["critical_path_s"] for app in result["apps"] if app["critical_path_s"]]
     if not times:
         return None
-    return {"mean_s": sum(times) / len(times), "p95_s": percentile(times, 95)}
-
-
-def percentile(ordered: list[float], percent: float) -> float:
-    """Linear interpolation between the ranks of an ordered list, as numpy does it."""
-    place = (len(ordered) - 1) * percent / 100
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    return {"mean_s": sum(times) / len(times), "p95_s": quantile(times, 0.95)}
 
 
 def _group(name: str, cells: list[dict[str, Any]]) -> dict[str, Any]:

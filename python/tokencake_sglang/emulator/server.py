@@ -1,8 +1,8 @@
 """One emulated SGLang server: the real scheduler in this process, its device, clock and channels emulated.
 
 Seams, all of them: four methods of Scheduler that build its parts are extended (`EmulatedScheduler`); the device
-module that the HiCache controller captured, the copy function of the host pool and the name `time` in SGLang's
-modules are replaced. A process can hold one emulated server.
+module that the HiCache controller captured, the copy function of the host pool, the memory that SGLang keeps free
+beside that pool, and the name `time` in SGLang's modules are replaced. A process can hold one emulated server.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class EmulatedServer:
         load_plugins()
         from sglang.srt.managers import cache_controller
         from sglang.srt.managers.scheduler_extension import SchedulerExtension, register_scheduler_extension
-        from sglang.srt.mem_cache.pool_host import mha
+        from sglang.srt.mem_cache.pool_host import base, mha
         from sglang.srt.runtime_context import publish
         from sglang.srt.server_args import PortArgs, ServerArgs
 
@@ -83,6 +83,7 @@ class EmulatedServer:
         register_scheduler_extension(lambda scheduler: Watcher())
         cache_controller.device_module = self.device
         cache_controller._timing_events_supported = lambda: True
+        base.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0  # 10 GiB beside a host pool that here is a hundred MiB
         args = ServerArgs(**server_args)
         publish(args, role="scheduler")
         scheduler = scheduler_class(self)(args, PortArgs.init_new(args), 0, 0, 0, 0, 0, 0, None)
