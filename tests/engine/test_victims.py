@@ -244,6 +244,26 @@ def test_a_full_host_gives_up_copies_of_what_a_running_request_holds_first(forec
     m.h.audit()
 
 
+def test_a_copy_that_is_being_loaded_is_not_given_up(forecast):
+    m = forecast(device_tokens=192, host_tokens=64)
+    m.h.serve(B, "b")
+    m.h.back_up_all()
+    m.h.evict(64)
+    req = m.h.request(B + [5], "b")
+    assert m.h.admit(req)
+    m.h.cache.held_nodes = lambda: [req.last_node]
+    assert m.h.cache.ongoing_load_back
+    m.h.cache.evict_host(1)
+    assert copied(m.h, B), "its slots could be written anew while the load reads them"
+    m.h.forward(req)
+    m.h.result(req)
+    m.h.settle()
+    m.h.cache.evict_host(1)
+    assert not copied(m.h, B)
+    m.h.audit()
+    m.h.finish(req)
+
+
 def test_a_backup_copies_and_leaves_the_kv_where_it_is(forecast):
     m = forecast()
     m.h.serve(A, "a")

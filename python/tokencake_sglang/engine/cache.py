@@ -181,6 +181,8 @@ class TokenCakeHiRadixCache(HiRadixCache):
         """Give up host copies of KV that running requests hold on the device, leaf side first."""
         dropped = 0
         for node in self.held_nodes():
+            if self._is_being_loaded(node):  # the copy to the device still reads them
+                continue
             while node.parent is not None and dropped < num_tokens and _has_one_owner(node):
                 if node.host_value is not None:
                     if not self._is_spare_copy(node):
@@ -193,6 +195,14 @@ class TokenCakeHiRadixCache(HiRadixCache):
                 break
         return dropped
 
+    def _is_being_loaded(self, node: Any) -> bool:
+        """Whether a load of `node` or of what is above it has not landed."""
+        while self.ongoing_load_back and node.parent is not None:
+            if node.id in self.ongoing_load_back:
+                return True
+            node = node.parent
+        return False
+
     def write_backup(self, node: Any, write_back: bool = False) -> int:
         """As HiRadixCache's; room for the copy is not made from the copy that it continues."""
         parent = node.parent
@@ -204,7 +214,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
 
     def _is_spare_copy(self, node: Any) -> bool:
         return (node.value is not None and node.lock_ref > 0 and node.host_ref_counter == 0
-                and node.write_through_pending_id is None and node.id not in self.uploading
+                and node.write_through_pending_id is None
                 and not any(child.backuped for child in node.children.values()))
 
     def _drop_from_host(self, node: Any) -> int:
