@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import abc
+
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.plan import CancelOffload, Decision, Release
 from tokencake_sglang.core.types import AgentView, PoolView, StallView
@@ -29,7 +31,7 @@ def return_is_near_at(agent: AgentView, stall: StallView, pool: PoolView) -> flo
     return stall.predicted_end - max(LEAD_MIN_S, LEAD_FACTOR * pool.costs.upload_s(tokens))
 
 
-class PublishedPolicy:
+class PublishedPolicy(abc.ABC):
     """Answers for an agent that does not wait for a tool; the subclasses answer for one that does."""
 
     def __init__(self, config: TokenCakeConfig) -> None:
@@ -48,11 +50,13 @@ class PublishedPolicy:
             return self._release(agent, "its request has been served")
         return self._returned(now, agent, agent.returned_at, pool)
 
+    @abc.abstractmethod
     def _stalled(self, now: float, agent: AgentView, stall: StallView, pool: PoolView) -> Decision:
-        raise NotImplementedError
+        """What to do while the tool is out."""
 
+    @abc.abstractmethod
     def _returned(self, now: float, agent: AgentView, returned_at: float, pool: PoolView) -> Decision:
-        raise NotImplementedError
+        """What to do until the agent's next request comes."""
 
     def _release(self, agent: AgentView, reason: str) -> Decision:
         return Decision(Release() if agent.lease_until is not None else None, reason)
