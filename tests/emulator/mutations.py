@@ -72,14 +72,18 @@ def load_copies_half_of_what_it_reports() -> None:
 
 def eviction_refuses_every_second_node() -> None:
     """A policy that hides memory which the cache counts as evictable."""
-    from sglang.srt.mem_cache.hiradix_cache import HiRadixCache
+    from tokencake_sglang.engine.victims import VictimQueue
 
-    original = HiRadixCache._make_eviction_heap
+    original = VictimQueue.next
 
-    def make_eviction_heap(self: Any) -> list[Any]:
-        return [entry for entry in original(self) if entry[1].id % 2]
+    def next_victim(self: Any) -> Any:
+        usable, self._usable = self._usable, lambda node: usable(node) and node.id % 2
+        try:
+            return original(self)
+        finally:
+            self._usable = usable
 
-    HiRadixCache._make_eviction_heap = make_eviction_heap
+    VictimQueue.next = next_victim
 
 
 def finished_requests_stay_locked() -> None:
