@@ -13,7 +13,7 @@ from typing import Any
 
 from tokencake_sglang import serving
 from tokencake_sglang.core.errors import ConfigError, TokenCakeError
-from tokencake_sglang.server import deployment, options, record, refuse
+from tokencake_sglang.server import deployment, options, record, refuse, schedule
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,6 +43,7 @@ def prepare(argv: list[str]) -> Any:
     from sglang.srt.server_args import prepare_server_args
 
     parsed, given = parse_given(rest)
+    schedule.check(config, given)
     device, chosen = serving.prepare(given, config is not None)
     if config is not None:
         refuse.check(parsed)

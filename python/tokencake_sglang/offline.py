@@ -13,7 +13,7 @@ from sglang.srt.server_args import ServerArgs
 from tokencake_sglang import serving
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.errors import ConfigError
-from tokencake_sglang.server import refuse
+from tokencake_sglang.server import refuse, schedule
 from tokencake_sglang.server.options import config_from
 from tokencake_sglang.server.schema import parse_event, parse_request_metadata
 
@@ -49,7 +49,7 @@ class Engine(SGLangEngine):
         self, *, enable_tokencake: bool = False, tokencake: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         given = {name[len(PREFIX):]: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
-        config = _config(enable_tokencake, {**(tokencake or {}), **given})
+        config = _config(enable_tokencake, {**(tokencake or {}), **given}, kwargs)
         if "server_args" in kwargs:
             raise ConfigError("server_args is given to tokencake_sglang.Engine; allowed: its fields as arguments,"
                               " because some are chosen here. Pass the fields themselves.")
@@ -128,11 +128,17 @@ class Engine(SGLangEngine):
         return self.loop.run_until_complete(self.async_event(event, **fields))
 
 
-def _config(enabled: bool, values: dict[str, Any]) -> TokenCakeConfig | None:
+def _config(enabled: bool, values: dict[str, Any], kwargs: dict[str, Any]) -> TokenCakeConfig | None:
+    """The settings; takes SGLang's argument `schedule_policy` out of `kwargs` where it names TokenCake's order."""
     if not enabled and values:
         raise ConfigError(f"{PREFIX}{next(iter(values))} is given but TokenCake is not on. Add enable_tokencake=True,"
                           " or remove it.")
-    return config_from(values) if enabled else None
+    values = schedule.settle(kwargs, values, enabled)
+    if kwargs.get("schedule_policy") == schedule.OWN:
+        del kwargs["schedule_policy"]
+    config = config_from(values) if enabled else None
+    schedule.check(config, kwargs)
+    return config
 
 
 def _server_args(kwargs: dict[str, Any], enabled: bool) -> ServerArgs:

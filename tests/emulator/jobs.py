@@ -31,6 +31,14 @@ def run_program(calls: list[dict[str, Any]], spec: dict[str, Any]) -> dict[str, 
     return run_workload(run_spec, Workload("one", (Program("app", tuple(made)),)), load_profile(run_spec.profile))
 
 
+def run_extended(calls: list[dict[str, Any]], spec: dict[str, Any], extension: str) -> dict[str, Any]:
+    """`run_program` with a scheduler extension of tests.emulator.extensions, and the batches that it was told of."""
+    from tests.emulator import extensions
+
+    extensions.register(extension)
+    return {**run_program(calls, spec), "admitted": extensions.admitted}
+
+
 def run_on_a_small_machine(spec: dict[str, Any], available: int) -> dict[str, Any]:
     """A run where so many bytes of memory are free."""
     from types import SimpleNamespace

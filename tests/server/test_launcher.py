@@ -29,6 +29,41 @@ def test_without_the_switch_there_are_no_settings():
     assert config_of("--model-path", "m") is None
 
 
+@pytest.mark.parametrize(("words", "order"), [
+    ([], "program"),
+    (["--schedule-policy", "tokencake"], "program"),
+    (["--schedule-policy=tokencake", "--tokencake-order", "program"], "program"),
+    (["--schedule-policy", "lpm"], "sglang"),
+    (["--enable-priority-scheduling"], "sglang"),
+    (["--tokencake-order", "sglang"], "sglang"),
+])
+def test_tokencake_orders_the_queue_unless_the_user_asks_sglang_for_an_order(words, order):
+    ours, rest = options.split(["--model-path", "m", *ON, *words])
+    assert options.config_from_flags(ours).order == order
+    assert not any("tokencake" in word for word in rest) and ("lpm" in rest) == ("lpm" in words)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--schedule-policy", "tokencake"], "Add --enable-tokencake"),
+    ([*ON, "--schedule-policy", "tokencake", "--tokencake-order", "sglang"], "--tokencake-order sglang are both given"),
+    ([*ON, "--schedule-policy", "tokencake", "--enable-priority-scheduling"], "only one can order the queue"),
+    ([*ON, "--schedule-policy", "lpm", "--tokencake-order", "program"], "Add --tokencake-order sglang"),
+])
+def test_two_orders_of_the_queue_are_refused(words, said, capsys, monkeypatch):
+    monkeypatch.setattr(serving, "require_ready", lambda: None)
+    monkeypatch.setattr(serving, "load_plugins", lambda config, trace: None)
+    assert launch_server.main(["--model-path", "m", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_order_in_sglangs_own_file_is_refused_beside_tokencakes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(serving, "require_ready", lambda: None)
+    monkeypatch.setattr(serving, "load_plugins", lambda config, trace: None)
+    (tmp_path / "serve.yaml").write_text("schedule-policy: lpm\n")
+    assert launch_server.main(["--model-path", "m", *ON, "--config", str(tmp_path / "serve.yaml")]) == 2
+    assert "--tokencake-order sglang" in capsys.readouterr().err
+
+
 def test_every_setting_has_a_flag_that_sets_it(tmp_path):
     for f in fields(TokenCakeConfig):
         a_file = str(tmp_path / "file")
@@ -104,6 +139,7 @@ def test_given_flags_are_told_from_defaults_under_any_spelling(tmp_path):
     ("cuda", {}, True, {"radix_cache_backend": "tokencake", "enable_hierarchical_cache": True,
                         "hicache_write_policy": "write_through", "hicache_io_backend": "kernel",
                         "hicache_mem_layout": "page_first"}),
+    ("cuda", {}, True, {"enable_mixed_chunk": True, "chunked_prefill_size": 128}),
     ("cuda", {"hicache_io_backend": "direct"}, True, {"hicache_mem_layout": "page_first_direct"}),
     ("cuda", {"hicache_mem_layout": "page_first_direct"}, True, {"hicache_io_backend": "direct"}),
     ("cuda", {"hicache_mem_layout": "layer_first"}, True, {"hicache_io_backend": "kernel"}),
@@ -118,6 +154,12 @@ def test_settings_that_fit_the_device_are_chosen_and_never_over_the_users_own(de
     if not enabled:
         assert "radix_cache_backend" not in chosen
         assert ("hicache_io_backend" in chosen) == ("hicache_io_backend" in expected)
+
+
+@pytest.mark.parametrize("given", [{"enable_mixed_chunk": True}, {"chunked_prefill_size": 4096}])
+def test_chunks_are_chosen_together_or_not_at_all(given):
+    chosen = deployment.choose("cuda", given, True)
+    assert not {"enable_mixed_chunk", "chunked_prefill_size"} & set(chosen)
 
 
 def test_chosen_flags_are_flags_of_sglang_with_the_values_that_it_reads_back():

@@ -348,7 +348,16 @@ class CacheHarness:
         self._audit_device(nodes)
         self._audit_host(nodes)
         self._audit_owners(nodes)
+        self._audit_ledger(nodes)
         self._audit_content(nodes)
+
+    def _audit_ledger(self, nodes: list[Any]) -> None:
+        """Every owned token is in one account, and in those of programs that own it."""
+        ledger = self.cache.owners.ledger
+        owned = [n for n in nodes if hasattr(n, "agent_owners") or n.id in self.cache.owners.dead]
+        assert ledger.total == sum(len(n.key) for n in owned) == sum(ledger.accounts.values())
+        programs = {self.cache.owners.program_of(key) for n in owned for key in getattr(n, "agent_owners", ())}
+        assert ledger.accounts.keys() <= programs | {""} and all(v > 0 for v in ledger.accounts.values())
 
     def _audit_device(self, nodes: list[Any]) -> None:
         cache, ps = self.cache, self.page_size

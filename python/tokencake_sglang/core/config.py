@@ -10,6 +10,7 @@ from tokencake_sglang.core.errors import ConfigError
 
 OFFLOAD_POLICIES = ("cost", "eager", "none", "paper", "score")
 WRITE_POLICIES = ("hicache", "tokencake")
+ORDERS = ("program", "sglang")
 FORECASTS = ("quantile", "paper")
 INFER = ("clients", "none")
 
@@ -28,6 +29,14 @@ class TokenCakeConfig:
         " memory that others want, 'eager' moves it to host memory when the stall is expected to be longer than the"
         " floor, 'none' leaves it to the ordinary cache, 'paper' and 'score' are the two published rules.",
         choices=OFFLOAD_POLICIES)
+    order: str = _setting(
+        "program", "Who goes next: 'program' orders and admits by program, with a fair share for each pool (the same as"
+        " --schedule-policy tokencake); 'sglang' leaves it to --schedule-policy.",
+        choices=ORDERS)
+    seniority_s: float = _setting(
+        900.0, "Older programs go first up to this age in seconds; beyond it requests go by their own age, so that none"
+        " waits longer than this for what came after it.",
+        low=1.0, high=86400.0)
     score_selection: str = _setting(
         "first_fit", "Which waiting request justifies an offload of the policy 'score': the first of the queue that"
         " fits into the memory, or the largest.",

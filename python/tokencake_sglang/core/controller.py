@@ -46,6 +46,8 @@ class Controller:
         self.records = StallRecords(config.stall_records)
         self.now = 0.0
         self.observe: Callable[[float, str, Decision, Outcome | None], None] = lambda *_: None
+        self.queue_wait_s: Callable[[str], float] = lambda key: 0.0
+        self.on_agent_gone: Callable[[str], None] = lambda key: None
         self._due: dict[str, None] = {}
         self._timers: list[tuple[float, int, str, int]] = []
         self._timer_seq = 0
@@ -170,6 +172,7 @@ class Controller:
         return AgentView(
             agent.key, agent.identity.agent_type, bool(agent.rids), self.stall_view(agent), agent.returned_at,
             agent.move, agent.lease_until, self.mechanism.footprint(agent.key),
+            queue_wait_s=self.queue_wait_s(agent.key),
             offloaded_at=agent.offloaded_at, offloaded_tokens=agent.offloaded_tokens)
 
     def stall_view(self, agent: Agent) -> StallView | None:
@@ -295,6 +298,7 @@ class Controller:
         self.agents.remove(agent.key, ended=ended)
         self._due.pop(agent.key, None)
         self.mechanism.forget(agent.key)
+        self.on_agent_gone(agent.key)
 
     def _unknown(self, event: str, name: str | None, ended: bool) -> Reply:
         if not ended:

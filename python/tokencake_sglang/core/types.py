@@ -107,5 +107,6 @@ class AgentView:
     footprint: Footprint
     importance: float = 0.0  # 0 to 10, by its place in the application's graph; 0 where no graph is known
     near_completion: bool = False  # whether little of the application is left after it
+    queue_wait_s: float = 0.0  # how long a request of it waits for admission, as the queue is
     offloaded_at: float | None = None  # when its last offload ended, whatever came after it
     offloaded_tokens: int = 0  # how many tokens that one took off the device

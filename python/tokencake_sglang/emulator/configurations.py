@@ -4,12 +4,15 @@
 
     hicache-lpm-mixed-chunk512      HiCache write-through, longest prefix first, mixed chunks of 512 tokens
     stock-fcfs-slru                 no host tier, first come first served, segmented LRU
+    tokencake                       TokenCake as its launcher starts it: its own order, mixed chunks of 128 tokens
+    tokencake-cost-program          TokenCake with the offload policy `cost` and its own order, SGLang's own chunks
     tokencake-cost-lpm              TokenCake with the offload policy `cost`, longest prefix first
     stock-lpm+clairvoyant-evict     a victim choice that knows the future under SGLang's own order
 
-The schedule stands right after the tier, or after the offload policy of tokencake (default: the server's own); without
-one it is fcfs, SGLang's default. PART is one of PARTS, chunkN (--chunked-prefill-size N) or hostR (host pool of R times
-the device pool). Everything else is what SGLang 0.5.17 does by default.
+The schedule stands right after the tier, or after the offload policy of tokencake. Without one it is fcfs, SGLang's
+default; `tokencake` and `tokencake-POLICY` alone are what the launcher starts. PART is one of PARTS, chunkN
+(--chunked-prefill-size N) or hostR (host pool of R times the device pool). Everything else is what SGLang 0.5.17 does
+by default.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 from tokencake_sglang.core.config import OFFLOAD_POLICIES
 from tokencake_sglang.emulator import bounds
 from tokencake_sglang.emulator.spec import Configuration
+from tokencake_sglang.server import deployment
 
 TIERS = {
     "stock": "no host tier",
@@ -38,6 +42,8 @@ SCHEDULES = {
     "routing-key": "routing key (the program) of most running requests first",
     "priority": "fcfs with client priorities by program age, with preemption",
 }
+PROGRAM = "program"  # TokenCake's own order
+ALONE = deployment.CUDA_CHUNKS  # what the launcher chooses beside it
 EVICTIONS = ("lru", "lfu", "slru", "priority")
 PARTS = {
     "mixed": "mixed chunks",
@@ -84,7 +90,8 @@ class _Parts:
             self.refuse(f"{self.tier!r} is no tier", (
                 f"Begin with one of {', '.join(TIERS)}; whole names are {', '.join(ALIASES)}."))
         self.policy = words.pop(0) if self.tier == "tokencake" and words and words[0] in OFFLOAD_POLICIES else ""
-        self.schedule = words.pop(0) if words and words[0] in SCHEDULES else "fcfs"
+        self.is_alone = self.tier == "tokencake" and not words
+        self.schedule = words.pop(0) if words and words[0] in self._schedules() else "fcfs"
         self.eviction = words.pop(0) if words and words[0] in EVICTIONS else ""
         self.numbers: dict[str, str] = {}
         self.flags: list[str] = []
@@ -113,6 +120,9 @@ class _Parts:
                 f"Evictions: {', '.join(EVICTIONS)}. Parts: {', '.join(PARTS)}, chunkN, hostR. "
                 f"Bounds: {', '.join(bounds.MEANINGS)}, gateN."))
 
+    def _schedules(self) -> dict[str, str]:
+        return SCHEDULES | ({PROGRAM: "programs in order of age"} if self.tier == "tokencake" else {})
+
     def _check(self) -> None:
         written = [word for word in self.flags if word in WRITE_POLICIES]
         if len(written) > 1:
@@ -134,7 +144,9 @@ class _Parts:
 
     def server_args(self) -> dict[str, Any]:
         by_priority = self.schedule == "priority"
-        values: dict[str, Any] = {"schedule_policy": "fcfs" if by_priority else self.schedule}
+        is_stock = self.schedule in SCHEDULES and not by_priority
+        values: dict[str, Any] = {"schedule_policy": self.schedule if is_stock else "fcfs"}
+        values.update(ALONE if self.is_alone else {})
         if by_priority:
             values["enable_priority_scheduling"] = True
         if self.tier in ("hicache", "tokencake"):
@@ -156,12 +168,14 @@ class _Parts:
     def tokencake(self) -> dict[str, Any] | None:
         if self.tier != "tokencake":
             return None
-        return {"offload_policy": self.policy} if self.policy else {}
+        settings = {"offload_policy": self.policy} if self.policy else {}
+        by_program = self.is_alone or self.schedule == PROGRAM
+        return {**settings, "order": "program" if by_program else "sglang"}
 
     def words(self) -> list[str]:
         """What the name says, in words."""
         told = [TIERS[self.tier] + (f", offload policy {self.policy}" if self.policy else "")]
-        told.append(SCHEDULES[self.schedule])
+        told.append("as the launcher starts it" if self.is_alone else self._schedules()[self.schedule])
         told += [f"eviction {self.eviction}"] if self.eviction else []
         told += [PARTS[word] for word in self.flags]
         told += [f"chunks of {self.numbers['chunk']} tokens"] if "chunk" in self.numbers else []

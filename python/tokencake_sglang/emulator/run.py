@@ -92,8 +92,10 @@ def _set_plugin(spec: RunSpec) -> None:
         os.environ[UNIFIED_TREE] = "1"
     if spec.configuration.tokencake is not None:
         from tokencake_sglang.core.config import TokenCakeConfig
+        from tokencake_sglang.server import schedule
 
-        os.environ["TOKENCAKE_CONFIG"] = TokenCakeConfig.from_dict(spec.configuration.tokencake).to_json()
+        settings = schedule.settle(spec.configuration.server_args, spec.configuration.tokencake, True)
+        os.environ["TOKENCAKE_CONFIG"] = TokenCakeConfig.from_dict(settings).to_json()
 
 
 def main(argv: list[str] | None = None) -> int:

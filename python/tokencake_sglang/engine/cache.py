@@ -34,7 +34,8 @@ class TokenCakeHiRadixCache(HiRadixCache):
 
     `on_step` runs once per scheduler iteration after SGLang has collected the finished copies and before the
     next batch is built; `on_backups_landed` when nodes that a copy to the host had locked are free again;
-    `on_request_ended(key, rid)` when a request has left the device; `on_reset` after a flush.
+    `on_request_finished(req)` when a request has left the device, and `on_request_ended(key, rid)` if it was an
+    agent's; `on_reset` after a flush.
     """
 
     def __init__(self, params: Any, server_args: Any, config: TokenCakeConfig) -> None:
@@ -47,6 +48,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
         self.on_backups_landed: Callable[[], None] = lambda: None
         self.held_nodes: Callable[[], Iterable[Any]] = tuple  # end nodes of the running requests' cached prefixes
         self.on_request_ended: Callable[[str, str], None] = lambda key, rid: None
+        self.on_request_finished: Callable[[Any], None] = lambda req: None
         self._inserting = ANONYMOUS
         self._is_unfinished = False
         self.writes_on_decision = config.write_policy == "tokencake"
@@ -97,6 +99,8 @@ class TokenCakeHiRadixCache(HiRadixCache):
             super().cache_finished_req(req, *args, **kwargs)
         finally:
             self._inserting = ANONYMOUS
+        if req.finished():
+            self.on_request_finished(req)
         if agent_key(req) != ANONYMOUS and req.finished():
             self.on_request_ended(agent_key(req), req.rid)
 

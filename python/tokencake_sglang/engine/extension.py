@@ -21,6 +21,8 @@ from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReq
 from tokencake_sglang.engine.measure import CostMeasure
 from tokencake_sglang.engine.metrics import Metrics
 from tokencake_sglang.engine.moves import KvMover
+from tokencake_sglang.engine.parking import Parking
+from tokencake_sglang.engine.queue import ProgramQueue
 from tokencake_sglang.engine.requests import on_device
 from tokencake_sglang.engine.state import state_report
 from tokencake_sglang.engine.verify import verify_cache, verify_scheduler
@@ -47,6 +49,8 @@ class TokenCakeExtension(SchedulerExtension):
             self.measure.measure_copies()
         self.cache.on_step = self._on_step
         self.cache.on_request_ended = self.controller.request_ended
+        self.queue = ProgramQueue(scheduler, self.cache, self.controller) if config.order == "program" else None
+        self.parking = Parking(scheduler, self.cache)
         self.cache.on_reset = self._on_reset
         self.cache.on_backups_landed = self._try_admission_again
         if config.decision_log:
@@ -77,8 +81,24 @@ class TokenCakeExtension(SchedulerExtension):
 
     def on_request_added(self, req: Any) -> None:
         identity = AgentIdentity.from_metadata(req.agent_metadata)
+        if self.queue is not None:
+            self.queue.request_added(req, identity)
         if identity is not None:
             self.controller.request_added(identity, req.rid)
+
+    def order_waiting_queue(self, waiting_queue: list[Any]) -> None:
+        if self.queue is not None:
+            self.queue.order(waiting_queue)
+
+    def holds_back(self, req: Any) -> bool:
+        return self.queue is not None and self.queue.holds_back(req)
+
+    def parks_chunk(self, req: Any, running_batch: Any) -> bool:
+        return self.parking.must_wait(req, running_batch)
+
+    def on_requests_admitted(self, reqs: list[Any]) -> None:
+        if self.queue is not None:
+            self.queue.admitted(reqs)
 
     def _on_step(self) -> None:
         if self.measure is not None:

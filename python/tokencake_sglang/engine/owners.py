@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tokencake_sglang.core.spatial.ledger import Ledger
 from tokencake_sglang.core.types import Footprint
 
 ANONYMOUS = ""
@@ -33,6 +34,8 @@ class OwnerIndex:
         self.dead: dict[int, Node] = {}  # nodes that had owners, all of which have ended
         self.next_use: dict[str, float] = {}  # agent -> when its KV is expected to be used again
         self.on_lowered: Callable[[Node], None] = lambda node: None  # what a node is worth may have fallen
+        self.ledger = Ledger()  # by program
+        self.program_of: Callable[[str], str] = lambda key: key
 
     def clear(self) -> None:
         self.nodes.clear()
@@ -40,6 +43,7 @@ class OwnerIndex:
         self.protected.clear()
         self.dead.clear()
         self.next_use.clear()
+        self.ledger.clear()
 
     def tag_path(self, node: Node, key: str) -> None:
         """Make `key` an owner of `node` and of all its ancestors."""
@@ -50,13 +54,15 @@ class OwnerIndex:
             node = node.parent
 
     def on_split(self, new_node: Node, child: Node) -> None:
+        self.ledger.split(new_node.id, len(new_node.key), child.id, len(child.key))
         for key in owners_of(child):
-            self._add(new_node, key)
+            self._own(new_node, key)
         if child.id in self.dead:
             self.dead[new_node.id] = new_node
 
     def on_removed(self, node: Node) -> None:
         self.dead.pop(node.id, None)
+        self.ledger.drop(node.id)
         for key in owners_of(node):
             mine = self.nodes.get(key)
             if mine is not None:
@@ -74,6 +80,7 @@ class OwnerIndex:
         self.leaf.pop(key, None)
         for node in self.nodes.pop(key, {}).values():
             del node.agent_owners[key]
+            self.ledger.remove(node.id, self.program_of(key))
             if not node.agent_owners:
                 self.dead[node.id] = node
             self.on_lowered(node)
@@ -152,6 +159,10 @@ class OwnerIndex:
         return total
 
     def _add(self, node: Node, key: str) -> None:
+        self.ledger.add(node.id, len(node.key), self.program_of(key))
+        self._own(node, key)
+
+    def _own(self, node: Node, key: str) -> None:
         if not hasattr(node, "agent_owners"):
             node.agent_owners = {}
         node.agent_owners[key] = None

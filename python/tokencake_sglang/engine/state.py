@@ -25,6 +25,8 @@ def state_report(extension: TokenCakeExtension, max_agents: int, max_stalls: int
         "agents": [_agent_report(extension, agent) for agent in agents],
         "moves": extension.mover.moves_in_flight(),
         "pool": asdict(extension.mover.measure_pool()),
+        "queue": None if extension.queue is None else extension.queue.report(max_agents),
+        "chunks_parked": extension.parking.parked,
         "counters": dict(controller.counters),
         "declined": dict(controller.declined),
         "stalls": [record.report() for record in controller.records.newest(max_stalls)],

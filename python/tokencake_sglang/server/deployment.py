@@ -12,6 +12,7 @@ CPU_SETTINGS = {"device": "cpu", "attention_backend": "torch_native", "sampling_
                 "grammar_backend": "outlines"}
 CPU_HICACHE = {"hicache_io_backend": "direct", "hicache_mem_layout": "layer_first"}
 CUDA_HICACHE = {"hicache_io_backend": "kernel", "hicache_mem_layout": "page_first"}
+CUDA_CHUNKS = {"enable_mixed_chunk": True, "chunked_prefill_size": 128}
 LAYOUT_OF_DIRECT = "page_first_direct"
 
 
@@ -31,6 +32,8 @@ def choose(device: str, given: Mapping[str, Any], enabled: bool) -> dict[str, An
             chosen["hicache_mem_layout"] = LAYOUT_OF_DIRECT
         if given.get("hicache_mem_layout") == LAYOUT_OF_DIRECT:
             chosen["hicache_io_backend"] = "direct"
+        if not CUDA_CHUNKS.keys() & given.keys():
+            chosen.update(CUDA_CHUNKS)
     return {name: value for name, value in chosen.items() if name not in given}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.errors import ConfigError
-from tokencake_sglang.server import history, record
+from tokencake_sglang.server import history, record, schedule
 
 PREFIX = "--tokencake-"
 PROGRAM = "python -m tokencake_sglang.launch_server"
@@ -56,12 +56,24 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = build_parser()
     parser.error = _raise  # type: ignore[method-assign]
     ours, rest = parser.parse_known_args(argv)
+    rest = _take_schedule_policy(ours, rest)
     for word in rest:
         if word.startswith((PREFIX, "--enable-tokencake")):
             names = ", ".join(["--tokencake-config", record.FLAG, *(flag_of(f.name) for f in fields(TokenCakeConfig))])
             raise ConfigError(f"unknown flag {word.split('=')[0]}; TokenCake's flags are --enable-tokencake, {names}."
                               " Remove it or correct its name.")
     return ours, rest
+
+
+def _take_schedule_policy(ours: argparse.Namespace, rest: list[str]) -> list[str]:
+    """`rest` without `--schedule-policy tokencake`, which SGLang does not know; what it asks for is kept on `ours`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = _raise  # type: ignore[method-assign]
+    parser.add_argument("--schedule-policy")
+    found, others = parser.parse_known_args(rest)
+    priorities = "--enable-priority-scheduling" in rest
+    ours.asked_order = {"schedule_policy": found.schedule_policy, "enable_priority_scheduling": priorities}
+    return others if found.schedule_policy == schedule.OWN else rest
 
 
 def recording_from_flags(ours: argparse.Namespace) -> str | None:
@@ -73,13 +85,14 @@ def config_from_flags(ours: argparse.Namespace) -> TokenCakeConfig | None:
     """The settings, or None when TokenCake is not enabled. ConfigError on any wrong value."""
     given = {name[4:]: value for name, value in vars(ours).items() if name.startswith("set_") and value is not None}
     if not ours.enable_tokencake:
+        schedule.settle(ours.asked_order, {}, False)
         if given or ours.tokencake_config:
             flag = flag_of(next(iter(given))) if given else "--tokencake-config"
             raise ConfigError(f"{flag} is given but TokenCake is not on. Add --enable-tokencake, or remove it.")
         return None
     values = load_file(ours.tokencake_config) if ours.tokencake_config else {}
     values.update({name: _convert(name, text) for name, text in given.items()})
-    return config_from(values)
+    return config_from(schedule.settle(ours.asked_order, values, True))
 
 
 def config_from(values: dict[str, Any]) -> TokenCakeConfig:

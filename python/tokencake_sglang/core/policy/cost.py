@@ -28,16 +28,17 @@ class CostPolicy:
     def decide(self, now: float, agent: AgentView, pool: PoolView) -> Decision:
         if agent.active:
             cancel = CancelOffload() if agent.move == "offload" else None
-            return Decision(cancel, "it is being served", next_use=now)
+            return Decision(cancel, "it is being served", next_use=now + agent.queue_wait_s)
         if agent.stall is not None:
             return self._stalled(now, agent, agent.stall, pool)
         if agent.returned_at is not None and now < agent.returned_at + RETURN_GAP_S:
-            return Decision(self._upload(agent, pool), "ready for its next request", next_use=now,
+            return Decision(self._upload(agent, pool), "ready for its next request", next_use=now + agent.queue_wait_s,
                             wake_at=agent.returned_at + RETURN_GAP_S)
         return Decision(self._backup(agent, pool), "nobody knows when it comes again")
 
     def _stalled(self, now: float, agent: AgentView, stall: StallView, pool: PoolView) -> Decision:
-        left, early = self._left_s(now, stall, USE_LEVEL), self._left_s(now, stall, UPLOAD_LEVEL)
+        left = self._left_s(now, stall, USE_LEVEL) + agent.queue_wait_s
+        early = self._left_s(now, stall, UPLOAD_LEVEL) + agent.queue_wait_s
         wake = now + max(REPLAN_MIN_S, REPLAN_SHARE * left)
         lead = max(LEAD_MIN_S, LEAD_FACTOR * pool.costs.upload_s(agent.footprint.restore_tokens))
         if early <= lead:

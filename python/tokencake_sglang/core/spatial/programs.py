@@ -1,0 +1,95 @@
+"""Programs: the applications, sessions and single requests that share the server, and since when each is at it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from tokencake_sglang.core.spatial.views import Waiting
+
+EPISODE_GAP_S = 10.0  # a program that did nothing for this long begins anew
+AGENTS_KEPT = 256  # of one program, in order to know whether it is at something
+
+#: Of an agent: whether it waits for a call, and when it was last heard of. None: unknown.
+AgentState = Callable[[str], tuple[bool, float] | None]
+
+
+@dataclass
+class Program:
+    name: str
+    arrived_at: float
+    order: int  # of arrival; unique
+    application: str = ""  # what kind of program it is
+    agents: dict[str, None] = field(default_factory=dict)
+    rids: dict[str, None] = field(default_factory=dict)  # its requests, waiting or running
+    quiet_since: float = 0.0
+
+    def remember(self, agent: str) -> None:
+        self.agents.pop(agent, None)
+        self.agents[agent] = None
+        if len(self.agents) > AGENTS_KEPT:
+            del self.agents[next(iter(self.agents))]
+
+
+class ProgramTable:
+    """Live programs by name. One without requests is kept as long as it may be between two of them."""
+
+    def __init__(self, most: int = 65536) -> None:
+        self._most = most
+        self._programs: OrderedDict[str, Program] = OrderedDict()
+        self._arrivals = 0
+
+    def __iter__(self) -> Iterator[Program]:
+        return iter(self._programs.values())
+
+    def __len__(self) -> int:
+        return len(self._programs)
+
+    def get(self, name: str) -> Program | None:
+        return self._programs.get(name)
+
+    def request_added(self, now: float, name: str, waiting: Waiting, state: AgentState) -> Program:
+        """`name` has one request more; a program that was away for long, or is new, arrives now."""
+        program = self._programs.get(name)
+        if program is None or not self.is_at_it(now, program, state):
+            self._arrivals += 1
+            agents = program.agents if program is not None else {}
+            program = self._programs[name] = Program(name, now, self._arrivals, waiting.application, agents)
+        self._programs.move_to_end(name)
+        if waiting.agent:
+            program.remember(waiting.agent)
+        program.rids[waiting.rid] = None
+        self._forget_oldest()
+        return program
+
+    def request_ended(self, now: float, name: str, rid: str) -> None:
+        program = self._programs.get(name)
+        if program is None:
+            return
+        program.rids.pop(rid, None)
+        program.quiet_since = now
+        if not program.rids and not program.agents:
+            del self._programs[name]  # a plain request
+
+    def agent_ended(self, name: str, agent: str) -> None:
+        program = self._programs.get(name)
+        if program is None:
+            return
+        program.agents.pop(agent, None)
+        if not program.agents and not program.rids:
+            del self._programs[name]
+
+    def is_at_it(self, now: float, program: Program, state: AgentState) -> bool:
+        """Whether it has requests, or has only been away: for a call, or for a moment."""
+        if program.rids or now - program.quiet_since <= EPISODE_GAP_S:
+            return True
+        known = [found for found in map(state, program.agents) if found is not None]
+        return any(calls or now - seen <= EPISODE_GAP_S for calls, seen in known)
+
+    def _forget_oldest(self) -> None:
+        while len(self._programs) > self._most:
+            name, program = next(iter(self._programs.items()))
+            if program.rids:
+                return
+            del self._programs[name]

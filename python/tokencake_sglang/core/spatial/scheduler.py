@@ -1,0 +1,216 @@
+"""Order and admission: what the engine asks about its waiting queue, answered from values alone.
+
+Order: pools by fair share (`shares`), in a pool the request of the oldest program, in a program the one that has
+waited longest. A program's seniority ends after `seniority_s`: beyond it requests go by their own age, so a request has
+only older requests before it once it has waited that long, whatever arrives. That is the bound on waiting.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.spatial.load_control import Claim, Peaks, at_the_door
+from tokencake_sglang.core.spatial.output_lengths import OutputLengths
+from tokencake_sglang.core.spatial.pace import Pace
+from tokencake_sglang.core.spatial.programs import AgentState, Program, ProgramTable
+from tokencake_sglang.core.spatial.shares import FairShares, cost
+from tokencake_sglang.core.spatial.views import Demand, Waiting
+
+INTERLEAVED = 64  # places of the queue that are shared out between pools; behind them pools follow one another
+PRESSED = 0.5  # of the capacity held: below it nobody waits at the door
+LONGEST_WAIT_S = 600.0  # that is told; a pace of a slow moment is no forecast for an hour
+RANKS_LAST_S = 1.0  # seniority is looked at again after this long
+
+Rank = tuple[int, int, int]
+
+
+@dataclass
+class _Entry:
+    waiting: Waiting
+    number: int  # of its arrival
+    program: Program
+    joined_at: float
+    runs: bool = False
+    charged: float | None = None  # to its pool, at its admission
+    new_tokens: int = 0
+
+
+class SpatialScheduler:
+    """State of the spatial half on one rank; equal on every rank, since all it is told is."""
+
+    def __init__(self, config: TokenCakeConfig) -> None:
+        self.config = config
+        self.programs = ProgramTable(config.max_agents)
+        self.lengths = OutputLengths()
+        self.shares = FairShares()
+        self.peaks = Peaks()
+        self.held_back: frozenset[str] = frozenset()
+        self._entries: dict[str, _Entry] = {}
+        self._number = 0
+        self._changed = True
+        self._ranked_at = -math.inf
+        self.pace = Pace()
+        self._waiting_orders: list[int] = []  # of the programs that waiting requests are of, ascending
+        self._inside: dict[str, int] = {}  # programs that were let in -> the most that each has held
+
+    # -- events ---------------------------------------------------------------------------------------------
+
+    def request_added(self, now: float, waiting: Waiting, state: AgentState) -> None:
+        """It has joined the queue, or joined it again after a retraction."""
+        entry = self._entries.get(waiting.rid)
+        if entry is not None:
+            entry.runs = False
+            self._changed = True
+            return
+        self._number += 1
+        name = waiting.program or waiting.rid
+        program = self.programs.request_added(now, name, waiting, state)
+        self._entries[waiting.rid] = _Entry(waiting, self._number, program, now)
+        self._changed = True
+
+    def request_admitted(self, now: float, rid: str, new_tokens: int) -> None:
+        """It goes into a prefill batch with `new_tokens` to compute; the first time its pool is charged for it."""
+        entry = self._entries.get(rid)
+        if entry is None or entry.runs:
+            return
+        entry.runs = True
+        self.pace.admitted(now)
+        if entry.charged is None:
+            entry.charged = self._cost(entry.waiting, new_tokens)
+            entry.new_tokens = new_tokens
+            self.shares.admit(entry.waiting.pool, entry.charged)
+        self._changed = True
+
+    def request_ended(self, now: float, rid: str, output_tokens: int | None = None) -> None:
+        """It finished after `output_tokens`, or went away (None)."""
+        entry = self._entries.pop(rid, None)
+        if entry is None:
+            return
+        waiting = entry.waiting
+        if output_tokens is not None:
+            self.lengths.observe(waiting.kind, output_tokens)
+            if entry.charged is not None:
+                real = cost(entry.new_tokens, waiting.prompt_tokens, output_tokens)
+                self.shares.correct(waiting.pool, real - entry.charged)
+        self.programs.request_ended(now, entry.program.name, rid)
+        self._learn_from_ended(entry.program)
+        self._changed = True
+
+    def agent_ended(self, program: str, agent: str) -> None:
+        known = self.programs.get(program)
+        self.programs.agent_ended(program, agent)
+        if known is not None:
+            self._learn_from_ended(known)
+
+    def _learn_from_ended(self, program: Program) -> None:
+        if self.programs.get(program.name) is None:
+            peak = self._inside.pop(program.name, 0)
+            if peak:
+                self.peaks.observe(program.application, peak)
+
+    def rids(self) -> list[str]:
+        """Of all requests that it knows, waiting or running."""
+        return list(self._entries)
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._entries)
+
+    # -- questions ------------------------------------------------------------------------------------------
+
+    def order(self, now: float, rids: Sequence[str]) -> list[str] | None:
+        """The waiting requests in the order in which to try them; None if that has not changed since the last call.
+
+        Requests that were never added keep their places behind all others."""
+        if not self._changed and now - self._ranked_at < RANKS_LAST_S:
+            return None
+        self._changed, self._ranked_at = False, now
+        oldest = now - self.config.seniority_s
+        pools: dict[tuple[str, str], list[tuple[Rank, str]]] = {}
+        unknown = []
+        for rid in rids:
+            entry = self._entries.get(rid)
+            if entry is None:
+                unknown.append(rid)
+                continue
+            pools.setdefault(entry.waiting.pool, []).append((self._rank(entry, oldest), rid))
+        for ranked in pools.values():
+            ranked.sort()
+        self.shares.update(pools)
+        self._waiting_orders = sorted(self._entries[rid].program.order for rid in rids if rid in self._entries)
+        return self._interleaved({pool: [rid for _, rid in ranked] for pool, ranked in pools.items()}) + unknown
+
+    def waits(self, program: Program) -> int:
+        """How many of its requests wait."""
+        return sum(not self._entries[rid].runs for rid in program.rids if rid in self._entries)
+
+    def wait_s(self, program: str) -> float:
+        """Seconds that a request of `program` would wait behind those of older ones, at the pace of the last ones."""
+        known = self.programs.get(program)
+        if known is None or not self._waiting_orders:
+            return 0.0
+        return min(LONGEST_WAIT_S, bisect_left(self._waiting_orders, known.order) / self.pace.per_s)
+
+    def admit(self, now: float, demand: Demand, state: AgentState) -> None:
+        """Decide which programs wait at the door in this step (`held_back`)."""
+        self.held_back = frozenset()
+        if demand.total_held < PRESSED * demand.capacity:
+            return
+        waiting = [entry for entry in self._entries.values() if not entry.runs and entry.waiting.program]
+        if not waiting:
+            return
+        claims = self._claims(now, demand, state)
+        held = set(at_the_door(claims, demand.capacity, now))
+        if held and not demand.running:
+            held.discard(min(waiting, key=lambda entry: (entry.program.order, entry.number)).program.name)
+        for claim in claims:
+            name = claim.program.name
+            if name not in held:
+                self._inside[name] = max(self._inside.get(name, 0), claim.held)
+        self.held_back = frozenset(held)
+
+    def _claims(self, now: float, demand: Demand, state: AgentState) -> list[Claim]:
+        """Of the programs that are at it, oldest first: those with requests, and those that are away for a moment."""
+        known = [self.programs.get(name) for name in demand.held]
+        found = {p.name: p for p in known if p is not None and p.agents and self.programs.is_at_it(now, p, state)}
+        found.update((e.program.name, e.program) for e in self._entries.values() if e.waiting.program)
+        return [
+            Claim(p, demand.held.get(p.name, 0), self.peaks.expected(p.application) or 0.0, p.name in self._inside)
+            for p in sorted(found.values(), key=lambda p: p.order)]
+
+    def holds_back(self, rid: str) -> bool:
+        if not self.held_back:
+            return False
+        entry = self._entries.get(rid)
+        return entry is not None and entry.program.name in self.held_back
+
+    # -- inside ---------------------------------------------------------------------------------------------
+
+    def _rank(self, entry: _Entry, oldest: float) -> Rank:
+        if entry.program.arrived_at < oldest:
+            return 0, 0, entry.number
+        return 1, entry.program.order, entry.number
+
+    def _interleaved(self, pools: dict[tuple[str, str], list[str]]) -> list[str]:
+        if len(pools) == 1:
+            return next(iter(pools.values()))
+        times, taken, order = self.shares.times(), dict.fromkeys(pools, 0), []
+        while len(order) < INTERLEAVED:
+            open_pools = [pool for pool in pools if taken[pool] < len(pools[pool])]
+            if not open_pools:
+                return order
+            pool = min(open_pools, key=lambda pool: (times.get(pool, 0.0), pool))
+            rid = pools[pool][taken[pool]]
+            taken[pool] += 1
+            order.append(rid)
+            waiting = self._entries[rid].waiting
+            times[pool] = times.get(pool, 0.0) + self._cost(waiting, waiting.prompt_tokens)
+        return order + [rid for pool in pools for rid in pools[pool][taken[pool]:]]
+
+    def _cost(self, waiting: Waiting, new_tokens: int) -> float:
+        expected = self.lengths.expected(waiting.kind, waiting.max_new_tokens)
+        return cost(new_tokens, waiting.prompt_tokens, expected)

@@ -1,0 +1,38 @@
+"""What the spatial scheduler is told, as values. Tokens are KV slots, times are seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PLAIN = "plain"  # class of requests without an agent; all others are of AGENTS
+AGENTS = "agents"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A request as it joins the queue. `program` is "" for a plain request, which is a program of its own."""
+
+    rid: str
+    program: str = ""
+    agent: str = ""
+    kind: str = ""  # the agent's type, by which output lengths are forecast
+    application: str = ""  # the kind of program, by which its memory is forecast
+    tenant: str = ""
+    prompt_tokens: int = 0
+    max_new_tokens: int = 0
+
+    @property
+    def pool(self) -> tuple[str, str]:
+        return self.tenant, AGENTS if self.program else PLAIN
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Memory in this step: `capacity` is what both tiers can hold together, `held` what they hold, by program, and
+    `total_held` all of it; `running` says whether any request runs."""
+
+    capacity: int
+    held: Mapping[str, int]
+    total_held: int
+    running: bool

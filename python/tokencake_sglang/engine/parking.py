@@ -1,0 +1,29 @@
+"""Whether a prompt that is computed in chunks has to wait for room.
+
+SGLang gives it its next chunk whether there is room for it or not, and looks in a mixed batch for no room for the
+decoding requests either: it stops with "Out of memory". While a prompt is parked the others decode, and SGLang
+retracts some of them if they do not fit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Parking:
+    """`parked` counts the steps in which a prompt had to wait."""
+
+    def __init__(self, scheduler: Any, cache: Any) -> None:
+        self.scheduler = scheduler
+        self.cache = cache
+        self.parked = 0
+
+    def must_wait(self, req: Any, running_batch: Any) -> bool:
+        """`req` has chunks left; `running_batch` decodes beside it. With nothing running nobody could make room."""
+        running = len(running_batch.reqs)
+        left = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+        chunk = min(left, self.scheduler.chunked_prefill_size or left)
+        room = self.cache.token_to_kv_pool_allocator.available_size() + self.cache.evictable_size()
+        waits = running > 0 and room < chunk + (running + 1) * self.cache.page_size
+        self.parked += waits
+        return waits

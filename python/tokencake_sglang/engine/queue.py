@@ -1,0 +1,100 @@
+"""The waiting queue in the order of the spatial scheduler; programs at the door are passed over.
+
+Sits behind three calls of SGLang's scheduler (patch 0005) and translates: requests into values, answers into places.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokencake_sglang.core.controller import Controller
+from tokencake_sglang.core.spatial import Demand, SpatialScheduler, Waiting
+from tokencake_sglang.core.spatial.ledger import SHARED
+from tokencake_sglang.core.types import AgentIdentity
+from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
+from tokencake_sglang.engine.owners import ANONYMOUS
+from tokencake_sglang.engine.requests import on_device
+
+
+class ProgramQueue:
+    """One scheduler's queue. `now` is the controller's time; everything else comes from the queue and the cache."""
+
+    def __init__(self, scheduler: Any, cache: TokenCakeHiRadixCache, controller: Controller) -> None:
+        self.scheduler = scheduler
+        self.cache = cache
+        self.controller = controller
+        self.spatial = SpatialScheduler(controller.config)
+        self.program_of: dict[str, str] = {ANONYMOUS: SHARED}  # agent -> its program
+        controller.queue_wait_s = lambda key: self.spatial.wait_s(self.program_of.get(key, key))
+        controller.on_agent_gone = self.agent_ended
+        cache.on_request_finished = self.request_ended
+        cache.owners.program_of = lambda key: self.program_of.get(key, key)
+
+    def request_added(self, req: Any, identity: AgentIdentity | None) -> None:
+        program = ""
+        if identity is not None:
+            program = self.program_of.setdefault(identity.key, identity.app_id or identity.key)
+        self.spatial.request_added(self.controller.now, Waiting(
+            rid=req.rid, program=program, agent=agent_key(req), kind=(identity.agent_type or "") if identity else "",
+            application=(identity.graph_id or "") if identity else "",
+            prompt_tokens=len(req.origin_input_ids) + len(req.output_ids),
+            max_new_tokens=max(0, req.sampling_params.max_new_tokens - len(req.output_ids))), self._state)
+
+    def request_ended(self, req: Any) -> None:
+        self.spatial.request_ended(self.controller.now, req.rid, len(req.output_ids))
+
+    def agent_ended(self, key: str) -> None:
+        program = self.program_of.pop(key, None)
+        if program is not None:
+            self.spatial.agent_ended(program, key)
+
+    def order(self, queue: list[Any]) -> None:
+        """Sort the queue in place and decide who waits at the door."""
+        now = self.controller.now
+        if self.spatial.num_requests > len(queue) + len(on_device(self.scheduler)):
+            self._forget_vanished()
+        rids = self.spatial.order(now, [req.rid for req in queue])
+        if rids is not None:
+            by_rid = {req.rid: req for req in queue}
+            if len(by_rid) == len(queue):
+                queue[:] = [by_rid[rid] for rid in rids]
+        self.spatial.admit(now, self._demand(), self._state)
+
+    def holds_back(self, req: Any) -> bool:
+        return self.spatial.holds_back(req.rid)
+
+    def admitted(self, reqs: list[Any]) -> None:
+        for req in reqs:
+            self.spatial.request_admitted(self.controller.now, req.rid, req.extend_range.length)
+
+    def report(self, most: int) -> dict[str, Any]:
+        """For the live state: up to `most` programs that have requests, the oldest first, and the pools' service."""
+        spatial, ledger = self.spatial, self.cache.owners.ledger
+        busy = sorted((p for p in spatial.programs if p.rids), key=lambda p: p.order)[:most]
+        return {
+            "programs": [{
+                "program": p.name, "arrived_at": p.arrived_at, "requests": len(p.rids), "waiting": spatial.waits(p),
+                "kv_tokens": ledger.held(p.name), "at_the_door": p.name in spatial.held_back,
+                "queue_wait_s": spatial.wait_s(p.name)} for p in busy],
+            "pools": [{"tenant": tenant, "class": kind, "service": service}
+                      for (tenant, kind), service in sorted(spatial.shares.times().items())],
+            "shared_kv_tokens": ledger.held(SHARED), "owned_kv_tokens": ledger.total,
+            "admissions_per_s": spatial.pace.per_s,
+        }
+
+    def _forget_vanished(self) -> None:
+        """Requests that were aborted in the queue: nobody tells of them."""
+        scheduler = self.scheduler
+        live = {req.rid for req in [*scheduler.waiting_queue, *on_device(scheduler)]}
+        for rid in [rid for rid in self.spatial.rids() if rid not in live]:
+            self.spatial.request_ended(self.controller.now, rid)
+
+    def _state(self, key: str) -> tuple[bool, float] | None:
+        agent = self.controller.agents.get(key)
+        return None if agent is None else (bool(agent.calls.open), agent.last_seen)
+
+    def _demand(self) -> Demand:
+        scheduler, host = self.scheduler, self.cache.token_to_kv_pool_host
+        running = any(not req.finished() for req in on_device(scheduler))
+        ledger = self.cache.owners.ledger
+        return Demand(scheduler.max_total_num_tokens + host.size, ledger.accounts, ledger.total, running)

@@ -1,0 +1,37 @@
+"""Scheduler extensions that use one call of patch 0005 each, for runs in a process of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+admitted: list[list[str]] = []
+
+
+def _last(req: Any) -> str:
+    return req.rid.rpartition("/")[2]
+
+
+def register(name: str) -> None:
+    """Build the extension `name` in the scheduler of this process."""
+    from sglang.srt.managers.scheduler_extension import SchedulerExtension, register_scheduler_extension
+
+    class Telling(SchedulerExtension):
+        def on_requests_admitted(self, reqs: list[Any]) -> None:
+            admitted.append([_last(req) for req in reqs])
+
+    class LastNameFirst(Telling):
+        def order_waiting_queue(self, waiting_queue: list[Any]) -> None:
+            waiting_queue.sort(key=_last, reverse=True)
+
+    class HoldsTheFirst(Telling):
+        def holds_back(self, req: Any) -> bool:
+            return _last(req) == "c0" and not any("c3" in names for names in admitted)
+
+    class ParksTheLast(Telling):
+        """From the second chunk of c3 on, until nothing else runs."""
+
+        def parks_chunk(self, req: Any, running_batch: Any) -> bool:
+            return _last(req) == "c3" and len(running_batch.reqs) > 0
+
+    found = {kind.__name__: kind for kind in (Telling, LastNameFirst, HoldsTheFirst, ParksTheLast)}
+    register_scheduler_extension(lambda scheduler: found[name]())

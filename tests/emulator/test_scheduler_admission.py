@@ -1,0 +1,55 @@
+"""0005-scheduler-admission.patch in SGLang's own loop: each test fails without the hunk that it names."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.emulator.conftest import JOBS
+from tests.emulator.specs import STOCK, code_writer
+
+MIXED = {"name": "mixed", "server_args": {"enable_mixed_chunk": True, "chunked_prefill_size": 256}}
+
+
+def run(emulations, extension, configuration=STOCK, prompt_tokens=400):
+    calls = [{"name": f"c{i}", "prompt_tokens": prompt_tokens, "output_tokens": 60} for i in range(4)]
+    spec = code_writer(configuration, pool_tokens=8000)
+    return emulations.run(JOBS + "run_extended", calls, spec, extension)
+
+
+def started(result) -> list[str]:
+    return sorted((call["name"] for call in result["calls"]), key=lambda name: next(
+        i for i, names in enumerate(result["admitted"]) if name in names))
+
+
+def first_tokens(result) -> dict[str, float]:
+    return {call["name"]: call["first_token_s"] for call in result["calls"]}
+
+
+def test_an_extension_is_told_which_requests_go_into_a_batch_and_one_in_chunks_is_in_several(emulations):
+    result = run(emulations, "Telling", MIXED)
+    assert started(result) == ["c0", "c1", "c2", "c3"]
+    assert sum("c1" in names for names in result["admitted"]) > 1
+
+
+def test_an_extension_orders_the_queue(emulations):
+    assert started(run(emulations, "LastNameFirst", MIXED)) == ["c3", "c2", "c1", "c0"]
+
+
+def test_a_request_that_is_held_back_is_passed_over_and_those_behind_it_go_on(emulations):
+    result = run(emulations, "HoldsTheFirst", MIXED)
+    assert started(result) == ["c1", "c2", "c3", "c0"]
+
+
+def test_a_parked_prompt_waits_while_the_others_decode_and_is_computed_then(emulations):
+    plain, parked = (run(emulations, name, MIXED) for name in ("Telling", "ParksTheLast"))
+    others_end = max(call["finished_s"] for call in parked["calls"] if call["name"] != "c3")
+    assert first_tokens(plain)["c3"] < others_end <= first_tokens(parked)["c3"]
+    assert parked["output_sha256"] == plain["output_sha256"]
+
+
+@pytest.mark.parametrize("name", ["order_waiting_queue", "holds_back", "parks_chunk", "on_requests_admitted"])
+def test_the_base_extension_does_nothing(name):
+    from sglang.srt.managers.scheduler_extension import SchedulerExtension
+
+    arguments = {"order_waiting_queue": ([1],), "parks_chunk": (object(), object())}.get(name, (object(),))
+    assert not getattr(SchedulerExtension(), name)(*arguments)

@@ -1,0 +1,120 @@
+"""The program queue on the real cache: order, accounts, prompts in chunks that must wait, requests that vanish."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests.engine.test_life_cycle import PROMPT, Server
+from tokencake_sglang.core.spatial.ledger import SHARED
+
+
+@pytest.fixture
+def server(make):
+    return Server(make(device_tokens=192, host_tokens=256))
+
+
+def in_order(server):
+    server.extension.order_waiting_queue(server.h.waiting_queue)
+    return [req.rid for req in server.h.waiting_queue]
+
+
+def queue(server, agent, rid, prompt=PROMPT):
+    req = server.h.request(prompt, agent, rid)
+    server.h.waiting_queue.append(req)
+    server.extension.on_request_added(req)
+    return req
+
+
+def test_the_queue_is_put_in_the_order_of_the_programs(server):
+    for agent, rid in (("a", "a1"), ("b", "b1"), ("a", "a2")):
+        queue(server, agent, rid)
+    assert in_order(server) == ["a1", "a2", "b1"]
+
+
+def test_plain_requests_take_turns_with_agents(server):
+    for agent, rid in (("a", "a1"), ("a", "a2"), (None, "plain")):
+        queue(server, agent, rid)
+    assert in_order(server) == ["a1", "plain", "a2"]
+
+
+def test_with_the_order_of_sglang_nothing_is_touched(make):
+    server = Server(make(device_tokens=192, host_tokens=256), order="sglang")
+    for agent, rid in (("a", "a1"), ("b", "b1"), ("a", "a2")):
+        queue(server, agent, rid)
+    assert in_order(server) == ["a1", "b1", "a2"]
+    assert not server.extension.holds_back(server.h.waiting_queue[0])
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_young_program_waits_while_an_older_one_needs_both_tiers_and_something_runs(make, runs):
+    server = Server(make(device_tokens=128, host_tokens=32, write_through=True))
+    server.wait()
+    server.serve(PROMPT, "old", steps=26)
+    if runs:
+        plain = server.h.request(range(2000, 2008))
+        assert server.h.admit(plain)
+        server.h.forward(plain)
+    young = queue(server, "young", "y1")
+    in_order(server)
+    assert server.extension.holds_back(young) == runs
+
+
+def test_memory_is_accounted_to_programs_and_what_ended_is_nobodys(server):
+    ledger = server.h.cache.owners.ledger
+    one = server.serve(PROMPT, "a")
+    server.serve(PROMPT, "b")
+    assert ledger.held("a") + ledger.held("b") == ledger.total >= len(one)
+    server.control("event", event="agent_finished", agent_id="a")
+    server.control("event", event="agent_finished", agent_id="b")
+    assert ledger.accounts == {SHARED: ledger.total}
+    assert server.extension.queue.program_of == {"": SHARED}
+
+
+def test_a_request_that_was_aborted_in_the_queue_is_forgotten(server):
+    gone, stays = queue(server, "a", "gone"), queue(server, "b", "stays")
+    server.h.waiting_queue.remove(gone)
+    assert in_order(server) == ["stays"]
+    assert server.extension.queue.spatial.rids() == [stays.rid]
+
+
+def test_an_ended_request_leaves_the_queue_and_teaches_its_length(server):
+    server.serve(PROMPT, "a", steps=4)
+    spatial = server.extension.queue.spatial
+    assert spatial.num_requests == 0 and spatial.lengths.expected("", 1000) < 64
+
+
+def test_a_prompt_in_chunks_waits_for_room_while_others_can_give_it(server):
+    h = server.h
+    server.extension.scheduler.chunked_prefill_size = 32
+    req = h.request(range(1000, 1128))
+    h.admit(running := h.request(PROMPT, "a"))
+    req.init_next_round_input(h.cache)
+    room = h.allocator.available_size() + h.cache.evictable_size()
+    batch = SimpleNamespace(reqs=[running])
+    assert not server.extension.parks_chunk(req, batch) and server.extension.parking.parked == 0
+    taken = h.allocator.alloc(room // h.page_size * h.page_size)
+    assert server.extension.parks_chunk(req, batch)
+    assert not server.extension.parks_chunk(req, SimpleNamespace(reqs=[])), "nobody could ever make room for it"
+    h.allocator.free(taken)
+
+
+def test_the_live_state_shows_programs_pools_and_who_waits(server):
+    server.serve(PROMPT, "a")
+    queue(server, "a", "a1")
+    queue(server, "b", "b1")
+    queue(server, None, "plain")
+    in_order(server)
+    status, state = server.control("state")
+    shown = state["queue"]
+    assert status == 200 and [p["program"] for p in shown["programs"]] == ["a", "b", "plain"]
+    assert shown["programs"][0]["kv_tokens"] == server.h.cache.owners.ledger.held("a") > 0
+    assert [p["waiting"] for p in shown["programs"]] == [1, 1, 1]
+    assert {(pool["tenant"], pool["class"]) for pool in shown["pools"]} == {("", "agents"), ("", "plain")}
+
+
+def test_a_flush_empties_the_accounts(server):
+    server.serve(PROMPT, "a")
+    server.h.cache.reset()
+    assert server.h.cache.owners.ledger.accounts == {}

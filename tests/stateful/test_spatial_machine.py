@@ -1,0 +1,175 @@
+"""Random lives of programs on a small device under the spatial scheduler: nobody is lost, and everybody ends.
+
+The device is a model: 20 blocks, a host tier of the same size, requests that grow by a token a step, and as in SGLang
+the newest running request goes back to the queue when the others do not fit.
+"""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.spatial import Demand, SpatialScheduler, Waiting
+from tokencake_sglang.core.spatial.load_control import DOOR_WAIT_S
+
+BLOCK, BLOCKS = 16, 20
+SENIORITY_S = 50.0
+
+
+class Device(RuleBasedStateMachine):
+    requests = Bundle("requests")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spatial = SpatialScheduler(TokenCakeConfig(seniority_s=SENIORITY_S))
+        self.now = 0.0
+        self.number = 0
+        self.queue: list[str] = []
+        self.running: list[str] = []
+        self.left: dict[str, int] = {}  # tokens still to generate
+        self.size: dict[str, int] = {}  # tokens it holds or will hold when it runs
+        self.plan: dict[str, int] = {}
+        self.done: dict[str, int] = {}
+        self.held: dict[str, int] = {}  # by program, as a ledger would tell
+        self.agents: set[tuple[str, str]] = set()
+        self.stalled: set[str] = set()
+        self.program_of: dict[str, str] = {}
+
+    # -- what happens ---------------------------------------------------------------------------------------
+
+    @rule(target=requests, program=st.sampled_from(["", "a", "b", "c", "d"]), agent=st.sampled_from("xy"),
+          tenant=st.sampled_from(["", "other"]), prompt=st.integers(1, 200), output=st.integers(1, 60))
+    def a_request_comes(self, program, agent, tenant, prompt, output):
+        self.number += 1
+        rid, key = f"r{self.number}", program and f"{program}{agent}"
+        if key:
+            self.agents.add((program, key))
+            self.stalled.discard(key)
+        self.left[rid] = self.plan[rid] = output
+        self.size[rid], self.program_of[rid] = prompt, program
+        self.spatial.request_added(self.now, Waiting(
+            rid, program, key, agent, program, tenant, prompt, output), self.state)
+        self.queue.append(rid)
+        return multiple(rid)
+
+    @rule(rid=consumes(requests))
+    def a_client_goes_away(self, rid):
+        if rid in self.left:
+            for place in (self.queue, self.running):
+                if rid in place:
+                    place.remove(rid)
+            del self.left[rid]
+            self.spatial.request_ended(self.now, rid)
+            self.done[rid] = -1
+
+    @rule(which=st.integers(0, 20))
+    def an_agent_waits_for_a_tool(self, which):
+        if self.agents:
+            self.stalled.add(sorted(self.agents)[which % len(self.agents)][1])
+
+    @rule(which=st.integers(0, 20))
+    def an_agent_ends(self, which):
+        if self.agents:
+            program, key = sorted(self.agents)[which % len(self.agents)]
+            self.agents.discard((program, key))
+            self.stalled.discard(key)
+            self.spatial.agent_ended(program, key)
+            if not any(name == program for name, _ in self.agents):
+                self.held.pop(program, None)
+
+    @rule(seconds=st.sampled_from([0.0, 0.1, 5.0, 60.0, 2 * DOOR_WAIT_S]))
+    def time_passes(self, seconds):
+        self.now += seconds
+
+    @rule(count=st.integers(1, 30))
+    def steps_go_by(self, count):
+        for _ in range(count):
+            self.step()
+
+    # -- the device -----------------------------------------------------------------------------------------
+
+    def state(self, key):
+        return (True, 0.0) if key in self.stalled else None
+
+    def blocks(self, rids) -> int:
+        return sum(-(-(self.size[rid] + 1) // BLOCK) for rid in rids)
+
+    def step(self) -> None:
+        self.now += 0.05
+        found = self.spatial.order(self.now, self.queue)
+        if found is not None:
+            assert sorted(found) == sorted(self.queue), "the order lost or made up a request"
+            self.queue = found
+        total = sum(self.held.values())
+        self.spatial.admit(self.now, Demand(2 * BLOCK * BLOCKS, self.held, total, bool(self.running)), self.state)
+        self.admit()
+        while self.blocks(self.running) > BLOCKS and len(self.running) > 1:
+            back = self.running.pop()
+            self.spatial.request_added(self.now, Waiting(back, self.program_of[back]), self.state)
+            self.queue.append(back)
+        for rid in list(self.running):
+            self.decode(rid)
+
+    def admit(self) -> None:
+        for rid in list(self.queue):
+            if self.spatial.holds_back(rid):
+                assert self.program_of[rid], "a plain request waits at the door"
+                continue
+            if self.running and self.blocks([*self.running, rid]) > BLOCKS:
+                return
+            self.queue.remove(rid)
+            self.running.append(rid)
+            self.spatial.request_admitted(self.now, rid, self.size[rid])
+
+    def decode(self, rid: str) -> None:
+        self.size[rid] += 1
+        self.left[rid] -= 1
+        program = self.program_of[rid]
+        if self.left[rid] == 0:
+            self.running.remove(rid)
+            del self.left[rid]
+            self.done[rid] = self.plan[rid]
+            self.spatial.request_ended(self.now, rid, self.plan[rid])
+            if any(name == program for name, _ in self.agents):
+                self.held[program] = self.held.get(program, 0) + self.size[rid]
+
+    # -- what holds -----------------------------------------------------------------------------------------
+
+    @invariant()
+    def it_knows_the_requests_that_there_are(self):
+        assert sorted(self.spatial.rids()) == sorted([*self.queue, *self.running])
+
+    @invariant()
+    def somebody_who_waits_may_go_on_a_device_with_nothing_to_do(self):
+        if self.queue and not self.running:
+            total = sum(self.held.values())
+            self.spatial.admit(self.now, Demand(2 * BLOCK * BLOCKS, self.held, total, False), self.state)
+            assert not all(self.spatial.holds_back(rid) for rid in self.queue)
+
+    def teardown(self) -> None:
+        """Liveness: with nothing new coming, every request ends with all its tokens."""
+        for _ in range(20_000):
+            if not self.queue and not self.running:
+                break
+            self.step()
+        assert not self.queue and not self.running, "requests wait for ever"
+        assert self.spatial.num_requests == 0
+        assert all(count in (-1, self.plan[rid]) for rid, count in self.done.items())
+        for program, key in sorted(self.agents):
+            self.spatial.agent_ended(program, key)
+        assert len(self.spatial.programs) == 0, "programs are left behind"
+
+
+TestDevice = Device.TestCase
+TestDevice.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_the_published_fixture_of_twenty_blocks_ends():
+    """Two requests of 256 and 160 tokens that do not fit together to their ends (spec section 9, point 33)."""
+    device = Device()
+    device.a_request_comes("a", "x", "", 200, 56)
+    device.a_request_comes("b", "y", "", 120, 40)
+    device.teardown()
+    assert device.done == {"r1": 56, "r2": 40}

@@ -1,0 +1,220 @@
+"""Order and admission of the spatial scheduler as a whole, from values alone."""
+
+from __future__ import annotations
+
+from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.spatial import Demand, SpatialScheduler, Waiting
+
+
+class Server:
+    """Requests go in and out by name: `p.1` is a request of program p, `chat` a plain one."""
+
+    def __init__(self, **settings):
+        self.spatial = SpatialScheduler(TokenCakeConfig(**settings))
+        self.queue: list[str] = []
+        self.now = 0.0
+
+    def add(self, *rids, prompt=100, output=10, tenant=""):
+        for rid in rids:
+            program = rid.split(".")[0] if "." in rid else ""
+            self.spatial.request_added(self.now, Waiting(
+                rid, program, agent=program and f"agent of {program}", tenant=tenant, prompt_tokens=prompt,
+                max_new_tokens=output), lambda agent: None)
+            self.queue.append(rid)
+
+    def order(self):
+        found = self.spatial.order(self.now, self.queue)
+        self.queue = self.queue if found is None else found
+        return self.queue
+
+    def admit(self, rid, new_tokens=100):
+        self.queue.remove(rid)
+        self.spatial.request_admitted(self.now, rid, new_tokens)
+
+    def end(self, rid, output=10):
+        self.spatial.request_ended(self.now, rid, output)
+
+    def door(self, capacity, running=True, **held):
+        self.spatial.admit(self.now, Demand(capacity, held, sum(held.values()), running), lambda agent: None)
+        return [rid for rid in self.order() if self.spatial.holds_back(rid)]
+
+
+class TestOrder:
+    def test_requests_of_the_older_program_go_first(self):
+        server = Server()
+        server.add("a.1", "b.1", "a.2", "b.2")
+        assert server.order() == ["a.1", "a.2", "b.1", "b.2"]
+
+    def test_nothing_is_computed_again_while_nothing_has_changed(self):
+        server = Server()
+        server.add("a.1")
+        assert server.spatial.order(0.0, ["a.1"]) == ["a.1"]
+        assert server.spatial.order(0.5, ["a.1"]) is None
+        assert server.spatial.order(1.5, ["a.1"]) == ["a.1"]
+
+    def test_a_request_that_nobody_told_of_stays_behind_the_others(self):
+        server = Server()
+        server.add("a.1")
+        assert server.spatial.order(0.0, ["stranger", "a.1"]) == ["a.1", "stranger"]
+
+    def test_a_retracted_request_has_its_old_place(self):
+        server = Server()
+        server.add("a.1", "a.2")
+        server.order()
+        server.admit("a.1")
+        server.queue.append("a.1")
+        server.spatial.request_added(1.0, Waiting("a.1", "a"), lambda agent: None)
+        assert server.order() == ["a.1", "a.2"]
+
+    def test_beyond_the_seniority_a_program_has_no_more_claims_than_a_request_that_waits_as_long(self):
+        server = Server(seniority_s=100.0)
+        server.add("old.1", "late.1")
+        server.now = 50.0
+        server.add("old.2")
+        assert server.order() == ["old.1", "old.2", "late.1"]
+        server.now = 101.0
+        assert server.order() == ["old.1", "late.1", "old.2"]
+
+    def test_a_request_goes_before_whatever_comes_once_it_has_waited_for_the_seniority(self):
+        """The bound: an endless program that is older cannot hold a request back for longer."""
+        server = Server(seniority_s=100.0)
+        server.add("endless.0", "poor.1")
+        for number in range(1, 300):
+            server.now = float(number)
+            first = server.order()[0]
+            if first == "poor.1":
+                break
+            server.admit(first)
+            server.end(first)
+            server.add(f"endless.{number}")
+        assert 99.0 <= server.now <= 102.0
+
+    def test_aborted_requests_leave_nothing_behind(self):
+        server = Server()
+        server.add("a.1", "chat")
+        for rid in ("a.1", "chat"):
+            server.spatial.request_ended(0.0, rid)
+        server.spatial.agent_ended("a", "agent of a")
+        assert (server.spatial.num_requests, len(server.spatial.programs)) == (0, 0)
+
+
+class TestShares:
+    def test_plain_requests_and_programs_take_turns_by_what_they_cost(self):
+        server = Server()
+        server.add("a.1", "a.2", "a.3", "chat1", "chat2", "chat3")
+        assert server.order() == ["a.1", "chat1", "a.2", "chat2", "a.3", "chat3"]
+
+    def test_a_pool_with_small_requests_has_more_turns(self):
+        server = Server()
+        server.add("a.1", "a.2", prompt=1000, output=0)
+        server.add("c1", "c2", "c3", "c4", prompt=400, output=0)
+        assert server.order() == ["a.1", "c1", "c2", "c3", "a.2", "c4"]
+
+    def test_in_a_long_queue_nobody_is_lost_behind_the_places_that_are_shared_out(self):
+        server = Server()
+        server.add(*(f"p{n}.1" for n in range(100)), *(f"chat{n}" for n in range(100)))
+        assert sorted(server.order()) == sorted([f"p{n}.1" for n in range(100)] + [f"chat{n}" for n in range(100)])
+
+    def test_a_tenant_that_floods_does_not_delay_another(self):
+        server = Server()
+        server.add(*(f"flood{n}.1" for n in range(50)), tenant="greedy")
+        server.order()
+        for rid in list(server.queue[:5]):
+            server.admit(rid)
+        server.add("modest.1", tenant="modest")
+        assert server.order()[0] == "modest.1"
+
+    def test_a_request_is_charged_for_what_it_really_generated(self):
+        server = Server()
+        server.add("a.1", "chat", output=1000)
+        server.order()
+        server.admit("a.1", new_tokens=0)
+        server.admit("chat", new_tokens=0)
+        before = server.spatial.shares.times()
+        server.end("a.1", output=1)
+        after = server.spatial.shares.times()
+        assert after["", "agents"] < before["", "agents"] == before["", "plain"]
+
+    def test_a_prompt_in_chunks_is_charged_once(self):
+        server = Server()
+        server.add("a.1", "a.2")
+        server.admit("a.1")
+        before = server.spatial.shares.times()
+        server.spatial.request_admitted(0.0, "a.1", 100)
+        assert server.spatial.shares.times() == before
+
+
+class TestDoor:
+    def test_young_programs_wait_while_the_older_ones_need_the_memory(self):
+        server = Server()
+        server.add("a.1", "b.1", "c.1")
+        assert server.door(1000, a=500, b=500) == ["b.1", "c.1"]
+
+    def test_nobody_waits_while_half_of_the_memory_is_free(self):
+        server = Server()
+        server.add("a.1", "b.1")
+        assert server.door(1000, a=499) == []
+
+    def test_plain_requests_never_wait_at_the_door(self):
+        server = Server()
+        server.add("a.1", "b.1", "chat")
+        assert server.door(1000, a=900) == ["b.1"]
+
+    def test_a_server_on_which_nothing_runs_lets_the_first_in(self):
+        server = Server()
+        server.add("a.1")
+        server.admit("a.1")
+        server.end("a.1")
+        server.add("b.1", "c.1")
+        assert server.door(1000, running=True, a=900) == ["b.1", "c.1"]
+        assert server.door(1000, running=False, a=900) == ["c.1"]
+
+    def test_what_a_program_that_went_away_for_long_holds_counts_for_nothing(self):
+        server = Server()
+        server.add("a.1")
+        server.admit("a.1")
+        server.end("a.1")
+        server.now = 60.0
+        server.add("b.1")
+        assert server.door(1000, a=900) == []
+
+    def test_how_much_a_kind_of_program_holds_is_learnt_from_those_that_ended(self):
+        server = Server()
+        server.add("a.1")
+        server.door(1000, a=600)
+        server.admit("a.1")
+        server.end("a.1")
+        server.spatial.agent_ended("a", "agent of a")
+        server.add("b.1", "c.1")
+        assert server.spatial.peaks.expected("") == 600
+        assert server.door(1000, b=300, other=300) == ["c.1"]
+
+
+class TestWaiting:
+    def admitted(self, server, count, every_s):
+        for number in range(count):
+            server.add(f"early{number}.1")
+            server.order()
+            server.admit(f"early{number}.1")
+            server.now += every_s
+
+    def test_a_request_waits_for_those_of_older_programs_at_the_pace_of_the_last_admissions(self):
+        server = Server()
+        self.admitted(server, 200, 0.5)
+        server.add("a.1", "a.2", "b.1", "c.1")
+        server.order()
+        assert server.spatial.wait_s("a") == 0.0
+        assert 0.8 < server.spatial.wait_s("b") < 1.2
+        assert 1.2 < server.spatial.wait_s("c") < 1.8
+
+    def test_nobody_waits_on_an_empty_queue_and_an_unknown_program_has_no_forecast(self):
+        server = Server()
+        server.add("a.1")
+        server.order()
+        assert server.spatial.wait_s("a") == server.spatial.wait_s("stranger") == 0.0
+
+    def test_no_forecast_is_longer_than_ten_minutes(self):
+        server = Server()
+        server.add(*(f"p{number}.1" for number in range(100)))
+        server.order()
+        assert server.spatial.wait_s("p99") == 600.0
