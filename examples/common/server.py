@@ -55,7 +55,8 @@ class ServerOptions:
             if self.on_cpu:
                 flags += ["--hicache-io-backend", "direct", "--hicache-mem-layout", "layer_first"]
         if mode == "tokencake":
-            flags += ["--enable-tokencake", "--tokencake-upload-lead-s", UPLOAD_LEAD_S]
+            flags += ["--enable-tokencake", "--tokencake-offload-policy", "eager",  # moves KV that nobody waits for too
+                      "--tokencake-upload-lead-s", UPLOAD_LEAD_S]
         return [sys.executable, "-m", module, *flags, *self.extra]
 
     def environment(self, mode: str) -> dict[str, str]:

@@ -12,7 +12,8 @@ from tests.support.server import ServerProcess
 
 pytestmark = pytest.mark.e2e
 
-FLAGS = ("--max-total-tokens", "4096", "--hicache-ratio", "2", "--enable-tokencake", "--tokencake-stall-floor-s", "0.1",
+FLAGS = ("--max-total-tokens", "4096", "--hicache-ratio", "2", "--enable-tokencake",
+         "--tokencake-offload-policy", "eager", "--tokencake-stall-floor-s", "0.1",
          "--tokencake-min-offload-tokens", "16")
 
 

@@ -59,7 +59,8 @@ OFFLINE = """
             return [type(error).__name__, getattr(error, "code", None)]
 
     def main():
-        engine = Engine(model_path=sys.argv[1], enable_tokencake=True, tokencake={"lease_s": 1.0},
+        engine = Engine(model_path=sys.argv[1], enable_tokencake=True,
+                        tokencake={"lease_s": 1.0, "offload_policy": "eager"},
                         tokencake_stall_floor_s=0.1, max_total_tokens=4000, dtype="float32", random_seed=1)
         params, agent, prompt = {"temperature": 0, "max_new_tokens": 8}, {"agent_id": "a"}, "word " * 150
         first = engine.generate(prompt, params, agent=agent)["text"]

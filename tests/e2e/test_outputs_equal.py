@@ -14,8 +14,8 @@ pytestmark = pytest.mark.e2e
 
 # 2,000 slots for eight agents of up to 650 tokens: they cannot all stay, so KV also moves by ordinary eviction.
 POOL = ("--max-total-tokens", "2048", "--max-running-requests", "8", "--hicache-ratio", "4")
-TOKENCAKE = ("--enable-tokencake", "--tokencake-stall-floor-s", "0.2", "--tokencake-min-offload-tokens", "16",
-             "--tokencake-lease-s", "0.3")
+TOKENCAKE = ("--enable-tokencake", "--tokencake-offload-policy", "eager", "--tokencake-stall-floor-s", "0.2",
+             "--tokencake-min-offload-tokens", "16", "--tokencake-lease-s", "0.3")
 LAUNCHER = "tokencake_sglang.launch_server"
 
 

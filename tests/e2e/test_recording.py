@@ -20,7 +20,8 @@ from tests.support.server import ServerProcess, demo_model_dir
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 POOL = ("--max-total-tokens", "4096", "--hicache-ratio", "2")
-TOKENCAKE = ("--enable-tokencake", "--tokencake-stall-floor-s", "0.1", "--tokencake-min-offload-tokens", "16")
+TOKENCAKE = ("--enable-tokencake", "--tokencake-offload-policy", "eager", "--tokencake-stall-floor-s", "0.1",
+             "--tokencake-min-offload-tokens", "16")
 TOOL_S = 0.5
 TURNS = 3
 AGENTS = ("ada", "bob")

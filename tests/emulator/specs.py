@@ -6,8 +6,8 @@ from typing import Any
 
 HICACHE = {"enable_hierarchical_cache": True, "hicache_write_policy": "write_through"}
 STOCK = {"name": "hicache", "server_args": HICACHE}
-TOKENCAKE = {"name": "eager", "tokencake": {}}
-EARLY = {"name": "early", "tokencake": {"upload_lead_s": 0.3}}
+TOKENCAKE = {"name": "eager", "tokencake": {"offload_policy": "eager"}}
+EARLY = {"name": "early", "tokencake": {"offload_policy": "eager", "upload_lead_s": 0.3}}
 # Links of 1,500 to 5,000 tokens a second: many copies are under way when something else happens.
 SLOW_LINK = "qwen2.5-14b@a100-80gb?h2d_bytes_per_s=1e9&d2h_bytes_per_s=5e8"
 SLOWER_LOADS = "qwen2.5-14b@a100-80gb?h2d_bytes_per_s=3e8&d2h_bytes_per_s=5e8"

@@ -23,7 +23,8 @@ class Server:
         self.h = harness
         harness._request_dispatcher = TypeBasedDispatcher([])
         harness.ps, harness.tree_cache = SimpleNamespace(tp_rank=0), harness.cache
-        settings = {"min_offload_tokens": 16, "upload_lead_s": LEAD_S, "lease_s": LEASE_S, **settings}
+        settings = {"offload_policy": "eager", "min_offload_tokens": 16, "upload_lead_s": LEAD_S, "lease_s": LEASE_S,
+                    **settings}
         self.extension = TokenCakeExtension(harness, TokenCakeConfig(**settings))
         self.controller = self.extension.controller
         self.counters = self.controller.counters

@@ -78,8 +78,9 @@ class ModelAgent:
 
 
 class ControllerMachine(RuleBasedStateMachine):
-    settings_used: dict[str, Any] = {}
+    settings_used: dict[str, Any] = {"offload_policy": "eager"}
     knows_who_is_forgotten = True  # the model forgets nobody
+    writes_through = True  # new KV gets its copy on the host at once
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class ControllerMachine(RuleBasedStateMachine):
         self.requests[rid] = key
         self.mechanism.live.add(rid)
         mine = self.mechanism.tokens.setdefault(key, Tokens(0))
-        mine.count, mine.on_device = max(mine.count, tokens), True
+        mine.count, mine.on_device, mine.has_copy = max(mine.count, tokens), True, self.writes_through
         self.controller.request_added(AgentIdentity(agent_id=key), rid)
         self.model.setdefault(key, ModelAgent()).end_all()
         self.ended.discard(key)
@@ -182,7 +183,7 @@ class ControllerMachine(RuleBasedStateMachine):
     def every_move_that_was_started_has_ended_or_is_under_way(self):
         counters = self.controller.counters
         under_way = list(self.mechanism.moves.values()) + [done.kind for done in self.mechanism.done]
-        for kind in ("offload", "upload"):
+        for kind in ("offload", "backup", "upload"):
             assert counters[f"{kind}s_started"] == counters[f"{kind}s_completed"] + under_way.count(kind)
         assert counters["uploads_on_time"] + counters["uploads_late"] <= counters["uploads_completed"]
 
@@ -244,11 +245,34 @@ class ControllerMachine(RuleBasedStateMachine):
 class ForgetfulMachine(ControllerMachine):
     """The same with agents forgotten all the time; the answers are not checked."""
 
-    settings_used = {"agent_idle_s": 2.0, "max_agents": 2, "lease_s": 1.0}
+    settings_used = {"offload_policy": "eager", "agent_idle_s": 2.0, "max_agents": 2, "lease_s": 1.0}
     knows_who_is_forgotten = False
+
+
+class CostMachine(ControllerMachine):
+    """The default policy on a device that is short of memory: copies are made ahead, KV leaves by itself."""
+
+    settings_used = {}
+    writes_through = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mechanism.free = 1_000
+
+    @rule(key=KEYS)
+    def memory_was_wanted(self, key):
+        """The cache gives KV up without being told by the policy, and what has no copy is gone."""
+        mine = self.mechanism.tokens.get(key)
+        if mine is not None and key not in self.mechanism.moves and key not in self.mechanism.protected:
+            if mine.has_copy:
+                mine.on_device = False
+            else:
+                del self.mechanism.tokens[key]
 
 
 TestController = ControllerMachine.TestCase
 TestController.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestCostController = CostMachine.TestCase
+TestCostController.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestForgetfulController = ForgetfulMachine.TestCase
 TestForgetfulController.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tokencake_sglang.core.plan import Action, CancelOffload, MoveDone, Offload, Outcome, Release, Upload
+from tokencake_sglang.core.plan import Action, Backup, CancelOffload, MoveDone, Offload, Outcome, Release, Upload
 from tokencake_sglang.core.types import Footprint, PoolView
 
 
 @dataclass
 class Tokens:
-    """One agent's KV, all of it unshared: on the device or on the host only."""
+    """One agent's KV, all of it unshared: on the device or on the host only. A copy on the host is there unless said
+    otherwise."""
 
     count: int
     on_device: bool = True
+    has_copy: bool = True
 
 
 @dataclass
@@ -37,7 +39,8 @@ class MemoryMechanism:
         if mine is None:
             return Footprint()
         if mine.on_device:
-            return Footprint(mine.count, mine.count, mine.count, 0)
+            copied = mine.count if mine.has_copy else 0
+            return Footprint(mine.count, copied, mine.count, 0, backed_up_tokens=copied)
         return Footprint(0, mine.count, 0, mine.count)
 
     def pool(self) -> PoolView:
@@ -60,7 +63,7 @@ class MemoryMechanism:
                 return Outcome(False, reason="no offload is under way")
             self._end(key, 0)
             return Outcome(True)
-        kind = "offload" if isinstance(action, Offload) else "upload"
+        kind = {Offload: "offload", Backup: "backup", Upload: "upload"}[type(action)]
         if kind in self.declines:
             return Outcome(False, reason=self.declines[kind])
         if key in self.moves:
@@ -69,7 +72,8 @@ class MemoryMechanism:
         if isinstance(action, Upload) and mine.count > action.max_tokens:
             return Outcome(False, reason="no_room")
         self.moves[key] = kind
-        self.protected[key] = None
+        if kind == "offload" or (isinstance(action, Upload) and action.lease_until is not None):
+            self.protected[key] = None
         return Outcome(True, mine.count)
 
     def take_completions(self) -> list[MoveDone]:
@@ -80,7 +84,7 @@ class MemoryMechanism:
         self.forgotten.append(key)
         self.protected.pop(key, None)
         self.tokens.pop(key, None)
-        if self.moves.get(key) == "offload":
+        if self.moves.get(key) in ("offload", "backup"):
             self._end(key, 0)
 
     # -- what the test does -------------------------------------------------------------------------------------
@@ -89,7 +93,8 @@ class MemoryMechanism:
         """The copies of this agent's move are complete."""
         mine = self.tokens.get(key)
         if mine is not None:
-            mine.on_device = self.moves[key] == "upload"
+            mine.on_device = self.moves[key] != "offload"
+            mine.has_copy = True
         self._end(key, mine.count if mine else 0)
 
     def flush(self) -> None:

@@ -24,7 +24,7 @@ Event = tuple[Any, ...]
 def replay(events: list[Event], **settings: Any) -> dict[str, Any]:
     """Fold the events, one scheduler step after each; returns everything that may be seen from outside."""
     mechanism = MemoryMechanism()
-    controller = Controller(TokenCakeConfig(**settings), mechanism)
+    controller = Controller(TokenCakeConfig(**{"offload_policy": "eager", **settings}), mechanism)
     replies = []
     for what, *args in events:
         if what == "tick":

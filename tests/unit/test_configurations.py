@@ -46,12 +46,28 @@ def test_routing_key_makes_clients_send_their_program():
     assert not configuration("hicache-lpm").routing_key
 
 
-@pytest.mark.parametrize(("name", "policy"), [("tokencake", "eager"), ("tokencake-none-lpm", "none"),
-                                              ("tokencake-cost-lpm", "cost")])
-def test_tokencake_has_settings_that_its_own_check_accepts(name, policy):
+@pytest.mark.parametrize(("name", "policy", "order"), [
+    ("tokencake", "cost", "program"), ("tokencake-none-lpm", "none", "sglang"), ("tokencake-eager", "eager", "program"),
+    ("tokencake-cost-program-mixed", "cost", "program"), ("tokencake-lpm", "cost", "sglang"),
+    ("tokencake-program", "cost", "program")])
+def test_tokencake_has_settings_that_its_own_check_accepts(name, policy, order):
     found = configuration(name)
-    assert TokenCakeConfig.from_dict(found.tokencake).offload_policy == policy
+    config = TokenCakeConfig.from_dict(found.tokencake)
+    assert (config.offload_policy, config.order) == (policy, order)
     assert found.server_args["hicache_write_policy"] == "write_through"
+
+
+@pytest.mark.parametrize(("name", "chunk"), [
+    ("tokencake", 128), ("tokencake-none", 128), ("tokencake-program", None), ("tokencake-program-mixed-chunk64", 64)])
+def test_tokencake_alone_is_what_the_launcher_starts(name, chunk):
+    args = configuration(name).server_args
+    assert args["schedule_policy"] == "fcfs" and args.get("chunked_prefill_size") == chunk
+    assert args.get("enable_mixed_chunk", False) == (chunk is not None)
+
+
+def test_only_tokencake_has_the_order_by_program():
+    with pytest.raises(ValueError, match="unknown or out of place"):
+        configuration("hicache-program")
 
 
 def test_stock_says_nothing_about_a_host_tier_or_tokencake():

@@ -24,7 +24,7 @@ class Server:
 
     def __init__(self, **settings: Any) -> None:
         self.mechanism = MemoryMechanism()
-        self.controller = Controller(TokenCakeConfig(**settings), self.mechanism)
+        self.controller = Controller(TokenCakeConfig(**{"offload_policy": "eager", **settings}), self.mechanism)
         self.requests = 0
         self.running: dict[str, str] = {}
 

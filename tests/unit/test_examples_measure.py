@@ -67,7 +67,8 @@ def test_the_stock_server_gets_the_same_pool_and_host_tier_but_nothing_of_tokenc
     options = ServerOptions("model", stock_tree="/stock")
     stock, ours = options.command("stock-hicache", 1), options.command("tokencake", 1)
     assert set(ours) - set(stock) == {
-        "tokencake_sglang.launch_server", "--enable-tokencake", "--tokencake-upload-lead-s", UPLOAD_LEAD_S}
+        "tokencake_sglang.launch_server", "--enable-tokencake", "--tokencake-offload-policy", "eager",
+        "--tokencake-upload-lead-s", UPLOAD_LEAD_S}
     assert set(stock) - set(ours) == {"sglang.launch_server"}
     assert "--enable-hierarchical-cache" not in options.command("stock", 1)
     assert options.environment("stock-hicache")["PYTHONPATH"].startswith("/stock")

@@ -25,7 +25,7 @@ class TokenCakeConfig:
     """Settings of the serving side. The launcher offers each as `--tokencake-<name>`; all times are seconds."""
 
     offload_policy: str = _setting(
-        "eager", "What to do with the KV of an agent that waits for a tool: 'cost' weighs what it is worth against the"
+        "cost", "What to do with the KV of an agent that waits for a tool: 'cost' weighs what it is worth against the"
         " memory that others want, 'eager' moves it to host memory when the stall is expected to be longer than the"
         " floor, 'none' leaves it to the ordinary cache, 'paper' and 'score' are the two published rules.",
         choices=OFFLOAD_POLICIES)
