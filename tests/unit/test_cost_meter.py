@@ -33,10 +33,12 @@ class FakeServer:
         cache = SimpleNamespace(
             on_step=lambda: spend(7), on_request_ended=lambda *a: None, on_node_inserted=lambda n: None,
             on_node_split=lambda *a: None, on_node_removed=lambda n: spend(2), evict=self.evict,
+            on_request_finished=lambda r: None,
             eviction_strategy=SimpleNamespace(get_priority=lambda n: spend(0.03)))
         controller = SimpleNamespace(event=lambda p: None, tick=lambda t: None)
         self.extension = SimpleNamespace(
-            controller=controller, cache=cache, extend_received=lambda r: r, on_request_added=lambda r: None)
+            controller=controller, cache=cache, extend_received=lambda r: r, on_request_added=lambda r: None,
+            order_waiting_queue=lambda q: None, parks_chunk=lambda *a: False, on_requests_admitted=lambda r: None)
         self.scheduler = SimpleNamespace(extensions=[self.extension, SimpleNamespace()], tree_cache=cache)
 
     def evict(self) -> None:

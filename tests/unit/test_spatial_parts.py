@@ -201,6 +201,28 @@ class TestPrograms:
             table.request_ended(0.0, name, name)
         assert [program.name for program in table] == ["b", "c"]
 
+    def test_those_at_it_are_programs_of_agents_with_requests_or_away_for_a_moment_the_oldest_first(self):
+        table = ProgramTable()
+        for name in "abcd":
+            self.add(table, 0.0, name, name, name if name != "d" else "")
+        for name in "ab":
+            table.request_ended(100.0, name, name)
+        stalled = lambda agent: (agent == "a", 0.0)  # noqa: E731
+        assert [p.name for p in table.at_it(101.0, stalled)] == ["a", "b", "c"]
+        assert [p.name for p in table.at_it(200.0, stalled)] == ["a", "c"]
+        table.agent_ended("a", "a")
+        assert [p.name for p in table.at_it(200.0, stalled)] == ["c"]
+
+    def test_programs_that_are_not_at_it_are_not_looked_at_again(self):
+        table, asked = ProgramTable(), []
+        self.add(table, 0.0, "a", "a", "x")
+        table.request_ended(0.0, "a", "a")
+        for _ in range(3):
+            table.at_it(100.0, lambda agent: asked.append(agent))
+        assert asked == ["x"]
+        self.add(table, 100.0, "a", "a2", "x")
+        assert [p.name for p in table.at_it(100.0, self.idle)] == ["a"]
+
     def test_a_program_with_a_request_is_never_forgotten(self):
         table = ProgramTable(1)
         self.add(table, 0.0, "a", "a", "x")

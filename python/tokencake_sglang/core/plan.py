@@ -80,7 +80,12 @@ class MoveDone:
 
 
 class Policy(Protocol):
-    """Decides for one agent at a time from values alone; equal input gives equal output on every rank."""
+    """Decides for one agent at a time from values alone; equal input gives equal output on every rank.
+
+    `reads_waiting`: it looks at `PoolView.waiting`; to any other the view shows the first few requests only.
+    """
+
+    reads_waiting: bool
 
     def decide(self, now: float, agent: AgentView, pool: PoolView) -> Decision: ...
 

@@ -72,7 +72,8 @@ class PoolView:
     running_requests: int
     loads_in_flight: int
     load_slots: int
-    waiting: tuple[WaitingView, ...] = ()  # the first requests of the queue, in its order, boundedly many
+    waiting: tuple[WaitingView, ...] = ()  # the first requests of the queue, in its order: few, or boundedly many
+    # for a policy that asks for them
     growth_tokens: int = 0  # the most that running requests may still generate
     costs: Costs = Costs()
 

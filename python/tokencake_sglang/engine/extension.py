@@ -20,7 +20,7 @@ from tokencake_sglang.engine.history import start_history
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, TokenCakeTickReq
 from tokencake_sglang.engine.measure import CostMeasure
 from tokencake_sglang.engine.metrics import Metrics
-from tokencake_sglang.engine.moves import KvMover
+from tokencake_sglang.engine.moves import WAITING_VIEWED, KvMover
 from tokencake_sglang.engine.parking import Parking
 from tokencake_sglang.engine.queue import ProgramQueue
 from tokencake_sglang.engine.requests import on_device
@@ -38,6 +38,8 @@ class TokenCakeExtension(SchedulerExtension):
             fence_copies(self.cache.cache_controller, scheduler.forward_stream, self.cache.freed_under_pass)
         self.mover = KvMover(self.cache, scheduler)
         self.controller = Controller(config, self.mover)
+        if self.controller.policy.reads_waiting:
+            self.mover.waiting_viewed = WAITING_VIEWED
         self.cache.worth.now = lambda: self.controller.now
         self.cache.worth.costs = lambda: self.mover.costs
         self.cache.held_nodes = lambda: [req.last_node for req in on_device(scheduler) if not req.finished()]

@@ -21,7 +21,7 @@ from tokencake_sglang.engine.requests import held
 
 BATCH_LOAD_SLOTS = 3  # slots left to the loads that SGLang starts with a prefill batch
 WAITING_HEAD = 8  # waiting requests whose demand an upload must leave room for
-WAITING_VIEWED = 64  # waiting requests that a policy sees
+WAITING_VIEWED = 64  # waiting requests that a policy sees which asks for them (`reads_waiting`)
 DISPLACED_SHARE = 0.5  # an upload takes the place of KV that is worth at most this share of its own
 DECODE_STEPS_AHEAD = 16  # decode steps of all running requests that an upload must leave room for
 
@@ -52,6 +52,7 @@ class KvMover:
         self.offloads: dict[str, _Offload] = {}
         self.uploads: dict[str, _Upload] = {}
         self.done: list[MoveDone] = []
+        self.waiting_viewed = WAITING_HEAD
         self.costs = Costs()  # as rank 0 told it last
         self._pool: PoolView | None = None
 
@@ -71,7 +72,7 @@ class KvMover:
         total = self.scheduler.max_total_num_tokens
         waiting = self.scheduler.waiting_queue
         running = self.scheduler.running_batch.reqs
-        viewed = tuple(self._waiting_view(req) for req in waiting[:WAITING_VIEWED])
+        viewed = tuple(self._waiting_view(req) for req in waiting[:self.waiting_viewed])
         return PoolView(
             device_total=total,
             device_free=allocator.available_size(),

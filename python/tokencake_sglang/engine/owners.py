@@ -7,6 +7,7 @@ live on SGLang's TreeNode (an attribute `agent_owners`); this class holds the wa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from tokencake_sglang.core.types import Footprint
 
 ANONYMOUS = ""
 RANK_DEAD, RANK_ORDINARY, RANK_PROTECTED = 0, 1, 2  # eviction classes, given up in this order
+DEAD_COUNTED = 1024  # dead nodes that are looked at in order to know how much of them is on the device
 NO_OWNERS: dict[str, None] = {}
 
 Node = Any  # sglang.srt.mem_cache.radix_cache.TreeNode
@@ -149,9 +151,10 @@ class OwnerIndex:
         return path
 
     def dead_evictable_tokens(self, enough: int) -> int:
-        """Device tokens of dead, unlocked nodes; stops counting at `enough`."""
+        """Device tokens of dead, unlocked nodes; stops counting at `enough`, and after boundedly many nodes, the last
+        that died first: the others have mostly left the device."""
         total = 0
-        for node in self.dead.values():
+        for node in itertools.islice(reversed(self.dead.values()), DEAD_COUNTED):
             if node.value is not None and node.lock_ref == 0:
                 total += len(node.key)
                 if total >= enough:

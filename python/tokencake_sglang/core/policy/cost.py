@@ -22,6 +22,8 @@ SHORT_SHARE = 0.2  # free device memory below this share of the pool is short
 
 
 class CostPolicy:
+    reads_waiting = False
+
     def __init__(self, config: TokenCakeConfig) -> None:
         self.config = config
 

@@ -18,6 +18,8 @@ MIN_UPLOAD_TOKENS = 10  # SGLang loads back nothing shorter (HiRadixCache.load_b
 
 
 class EagerPolicy:
+    reads_waiting = False
+
     def __init__(self, config: TokenCakeConfig) -> None:
         self.config = config
 

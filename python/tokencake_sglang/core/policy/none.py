@@ -8,6 +8,8 @@ from tokencake_sglang.core.types import AgentView, PoolView
 
 
 class NonePolicy:
+    reads_waiting = False
+
     def __init__(self, config: TokenCakeConfig) -> None:
         pass
 

@@ -34,6 +34,8 @@ def return_is_near_at(agent: AgentView, stall: StallView, pool: PoolView) -> flo
 class PublishedPolicy(abc.ABC):
     """Answers for an agent that does not wait for a tool; the subclasses answer for one that does."""
 
+    reads_waiting = True
+
     def __init__(self, config: TokenCakeConfig) -> None:
         self.config = config
 

@@ -38,6 +38,7 @@ class ProgramTable:
     def __init__(self, most: int = 65536) -> None:
         self._most = most
         self._programs: OrderedDict[str, Program] = OrderedDict()
+        self._at_it: dict[str, Program] = {}  # of agents; those that were at it when last looked at
         self._arrivals = 0
 
     def __iter__(self) -> Iterator[Program]:
@@ -59,6 +60,7 @@ class ProgramTable:
         self._programs.move_to_end(name)
         if waiting.agent:
             program.remember(waiting.agent)
+            self._at_it[name] = program
         program.rids[waiting.rid] = None
         self._forget_oldest()
         return program
@@ -69,16 +71,21 @@ class ProgramTable:
             return
         program.rids.pop(rid, None)
         program.quiet_since = now
-        if not program.rids and not program.agents:
-            del self._programs[name]  # a plain request
+        self._drop_if_over(program)
 
     def agent_ended(self, name: str, agent: str) -> None:
         program = self._programs.get(name)
         if program is None:
             return
         program.agents.pop(agent, None)
-        if not program.agents and not program.rids:
-            del self._programs[name]
+        self._drop_if_over(program)
+
+    def at_it(self, now: float, state: AgentState) -> list[Program]:
+        """Programs of agents that are at it, the oldest first. Does not look at those that were not the last time and
+        had no request since."""
+        for name in [name for name, program in self._at_it.items() if not self.is_at_it(now, program, state)]:
+            del self._at_it[name]
+        return sorted(self._at_it.values(), key=lambda program: program.order)
 
     def is_at_it(self, now: float, program: Program, state: AgentState) -> bool:
         """Whether it has requests, or has only been away: for a call, or for a moment."""
@@ -87,9 +94,16 @@ class ProgramTable:
         known = [found for found in map(state, program.agents) if found is not None]
         return any(calls or now - seen <= EPISODE_GAP_S for calls, seen in known)
 
+    def _drop_if_over(self, program: Program) -> None:
+        """A plain request is over with its end, a program with its last agent and request."""
+        if not program.rids and not program.agents:
+            self._programs.pop(program.name, None)
+            self._at_it.pop(program.name, None)
+
     def _forget_oldest(self) -> None:
         while len(self._programs) > self._most:
             name, program = next(iter(self._programs.items()))
             if program.rids:
                 return
             del self._programs[name]
+            self._at_it.pop(name, None)

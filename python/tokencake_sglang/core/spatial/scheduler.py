@@ -22,6 +22,7 @@ from tokencake_sglang.core.spatial.views import Demand, Waiting
 
 INTERLEAVED = 64  # places of the queue that are shared out between pools; behind them pools follow one another
 PRESSED = 0.5  # of the capacity held: below it nobody waits at the door
+LOOK_EVERY_S = 0.1  # the door is looked at again after this long, or when programs come or end
 LONGEST_WAIT_S = 600.0  # that is told; a pace of a slow moment is no forecast for an hour
 RANKS_LAST_S = 1.0  # seniority is looked at again after this long
 
@@ -55,6 +56,8 @@ class SpatialScheduler:
         self._ranked_at = -math.inf
         self.pace = Pace()
         self._waiting_orders: list[int] = []  # of the programs that waiting requests are of, ascending
+        self._programs_changed = True
+        self._looked_at = -math.inf
         self._inside: dict[str, int] = {}  # programs that were let in -> the most that each has held
 
     # -- events ---------------------------------------------------------------------------------------------
@@ -69,6 +72,7 @@ class SpatialScheduler:
         self._number += 1
         name = waiting.program or waiting.rid
         program = self.programs.request_added(now, name, waiting, state)
+        self._programs_changed = True
         self._entries[waiting.rid] = _Entry(waiting, self._number, program, now)
         self._changed = True
 
@@ -108,6 +112,7 @@ class SpatialScheduler:
 
     def _learn_from_ended(self, program: Program) -> None:
         if self.programs.get(program.name) is None:
+            self._programs_changed = True
             peak = self._inside.pop(program.name, 0)
             if peak:
                 self.peaks.observe(program.application, peak)
@@ -157,30 +162,29 @@ class SpatialScheduler:
 
     def admit(self, now: float, demand: Demand, state: AgentState) -> None:
         """Decide which programs wait at the door in this step (`held_back`)."""
-        self.held_back = frozenset()
         if demand.total_held < PRESSED * demand.capacity:
+            self.held_back = frozenset()
             return
-        waiting = [entry for entry in self._entries.values() if not entry.runs and entry.waiting.program]
-        if not waiting:
-            return
-        claims = self._claims(now, demand, state)
-        held = set(at_the_door(claims, demand.capacity, now))
-        if held and not demand.running:
-            held.discard(min(waiting, key=lambda entry: (entry.program.order, entry.number)).program.name)
+        if self._programs_changed or now - self._looked_at >= LOOK_EVERY_S:
+            self._programs_changed, self._looked_at = False, now
+            self.held_back = self._at_the_door(now, demand, state)
+        if self.held_back and not demand.running:
+            waiting = [entry for entry in self._entries.values() if not entry.runs and entry.waiting.program]
+            first = min(waiting, key=lambda entry: (entry.program.order, entry.number), default=None)
+            if first is not None:
+                self.held_back -= {first.program.name}
+                self._inside.setdefault(first.program.name, 0)
+
+    def _at_the_door(self, now: float, demand: Demand, state: AgentState) -> frozenset[str]:
+        claims = [
+            Claim(p, demand.held.get(p.name, 0), self.peaks.expected(p.application) or 0.0, p.name in self._inside)
+            for p in self.programs.at_it(now, state)]
+        held = frozenset(at_the_door(claims, demand.capacity, now))
         for claim in claims:
             name = claim.program.name
             if name not in held:
                 self._inside[name] = max(self._inside.get(name, 0), claim.held)
-        self.held_back = frozenset(held)
-
-    def _claims(self, now: float, demand: Demand, state: AgentState) -> list[Claim]:
-        """Of the programs that are at it, oldest first: those with requests, and those that are away for a moment."""
-        known = [self.programs.get(name) for name in demand.held]
-        found = {p.name: p for p in known if p is not None and p.agents and self.programs.is_at_it(now, p, state)}
-        found.update((e.program.name, e.program) for e in self._entries.values() if e.waiting.program)
-        return [
-            Claim(p, demand.held.get(p.name, 0), self.peaks.expected(p.application) or 0.0, p.name in self._inside)
-            for p in sorted(found.values(), key=lambda p: p.order)]
+        return held
 
     def holds_back(self, rid: str) -> bool:
         if not self.held_back:
