@@ -82,10 +82,11 @@ def metadata(path: str, body: dict, headers=None, **kwargs):
 @pytest.mark.parametrize("path", sorted(PATHS))
 @pytest.mark.parametrize(("body", "headers", "expected"), [
     ({"messages": []}, {"X-Claude-Code-Session-Id": "c", "X-Claude-Code-Agent-Id": "a"},
-     {"agent_id": "c/a", "graph_id": "c"}),
+     {"agent_id": "c/a", "graph_id": "c", "program_id": "c"}),
     ({"text": "häßlich 智", "priority": 3, "session_id": "s"}, None, {"agent_id": "s"}),
     ({"nvext": {"agent_context": {"session_id": "n"}, "agent_hints": {"priority": 9}}}, None, {"agent_id": "n"}),
-    ({"prompt": ["x", "y"], "n": 2, "prompt_cache_key": "k"}, DYNAMO, {"agent_id": "s1", "app_id": "k"}),
+    ({"prompt": ["x", "y"], "n": 2, "prompt_cache_key": "k"}, DYNAMO,
+     {"agent_id": "s1", "app_id": "k", "program_id": "s1"}),
     ({"tokencake": None, "session_id": "s"}, None, {"agent_id": "s"}),
 ])
 def test_the_agent_is_found_on_every_generation_route_and_the_body_stays_as_it_was(path, body, headers, expected):

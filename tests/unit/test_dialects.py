@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 
-from tokencake_sglang.core.types import IDENTITY_FIELDS
+from tokencake_sglang.core.types import IDENTITY_FIELDS, AgentIdentity
 from tokencake_sglang.server.dialects import HEADER_NAMES, NEEDLES, Resolved, resolve
 from tokencake_sglang.server.dialects.resolver import DIALECTS
 from tokencake_sglang.server.infer import may_speak
@@ -268,7 +268,19 @@ def test_two_end_users_are_two_agents_though_they_use_the_same_names(make):
     assert len(keys) == 4
 
 
+@pytest.mark.parametrize(("headers", "body", "program"), [
+    ({}, {"tokencake": {"agent_id": "a", "app_id": "run-7", "graph_id": "g"}}, "run-7"),
+    ({}, {"tokencake": {"agent_id": "a"}}, "a"),
+    ({"x-session-id": "s"}, {"prompt_cache_key": "shared by all"}, "s"),
+    ({"x-claude-code-session-id": "c", "x-claude-code-agent-id": "sub"}, {}, "c"),
+    ({}, {"session_id": "s"}, "s"),
+])
+def test_the_program_is_one_run_and_never_what_other_stacks_call_an_app(headers, body, program):
+    identity = AgentIdentity.from_metadata(resolve(CHAT, headers, body).metadata())
+    assert identity.program == program
+
+
 def test_the_metadata_are_the_identity_fields_that_were_given():
     found = resolve(CHAT, {"x-session-id": "s", "x-parent-session-id": "p"}, {"prompt_cache_key": "k"})
-    assert found.metadata() == {"agent_id": "s", "app_id": "k"}
+    assert found.metadata() == {"agent_id": "s", "app_id": "k", "program_id": "s"}
     assert set(resolve(CHAT, {}, BODIES["TokenCake"][0]).metadata()) == set(IDENTITY_FIELDS)

@@ -21,6 +21,12 @@ class AgentIdentity:
     agent_type: str | None = None
     agent_id: str | None = None
     lifecycle_id: str | None = None
+    program_id: str | None = None  # of a request whose `app_id` is not one run of a program; the server sets it
+
+    @property
+    def program(self) -> str:
+        """The run of a program that the request belongs to: all of one `app_id`, unless said otherwise."""
+        return self.program_id or self.app_id or self.key
 
     @property
     def key(self) -> str:
@@ -31,7 +37,8 @@ class AgentIdentity:
         """The identity in a request's metadata; None when it names no agent. Unknown fields are ignored."""
         if not metadata:
             return None
-        known = {name: metadata[name] for name in IDENTITY_FIELDS if isinstance(metadata.get(name), str)}
+        names = (*IDENTITY_FIELDS, "program_id")
+        known = {name: metadata[name] for name in names if isinstance(metadata.get(name), str)}
         identity = cls(**known)
         return identity if identity.key else None
 

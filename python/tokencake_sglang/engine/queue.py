@@ -33,7 +33,7 @@ class ProgramQueue:
     def request_added(self, req: Any, identity: AgentIdentity | None) -> None:
         program = ""
         if identity is not None:
-            program = self.program_of.setdefault(identity.key, identity.app_id or identity.key)
+            program = self.program_of.setdefault(identity.key, identity.program)
         self.spatial.request_added(self.controller.now, Waiting(
             rid=req.rid, program=program, agent=agent_key(req), kind=(identity.agent_type or "") if identity else "",
             application=(identity.graph_id or "") if identity else "",

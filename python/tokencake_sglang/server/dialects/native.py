@@ -5,7 +5,8 @@ from __future__ import annotations
 from tokencake_sglang.core.types import IDENTITY_FIELDS
 from tokencake_sglang.server.dialects.dialect import Dialect, Rule
 
+NAME = "tokencake"
 DIALECTS = (
-    Dialect("tokencake", tuple(Rule(field, ("tokencake", field)) for field in IDENTITY_FIELDS),
+    Dialect(NAME, tuple(Rule(field, ("tokencake", field)) for field in IDENTITY_FIELDS),
             needles=("tokencake",)),
 )

@@ -43,10 +43,16 @@ class Resolved:
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def metadata(self) -> dict[str, str] | None:
-        """The identity as a native object would give it; None when no agent is named."""
+        """The identity as a native object would give it; None when no agent is named.
+
+        What other stacks call an app is a kind of application, or a cache key that many share: there the program is
+        the workflow or session that the agent works in, else the agent."""
         if self.agent_id is None and self.lifecycle_id is None:
             return None
         given = {name: getattr(self, name) for name in IDENTITY_FIELDS}
+        is_native = self.sources.get("agent_id", self.sources.get("lifecycle_id")) == native.NAME
+        if not is_native and (self.app_id or self.graph_id):
+            given["program_id"] = self.graph_id or self.agent_id or self.lifecycle_id
         return {name: value for name, value in given.items() if value is not None}
 
 
