@@ -150,6 +150,28 @@ class TestDoor:
         server.add("a.1", "b.1", "c.1")
         assert server.door(1000, a=500, b=500) == ["b.1", "c.1"]
 
+    def test_a_program_that_comes_between_two_looks_waits_if_others_do(self):
+        server = Server()
+        server.add("a.1", "b.1")
+        assert server.door(1000, a=500, b=500) == ["b.1"]
+        server.now = 0.05
+        server.add("c.1", "a.2")
+        assert server.door(1000, a=500, b=500) == ["b.1", "c.1"]
+        server.now = 0.2
+        assert server.door(1000, a=250, c=250) == []
+
+    def test_the_more_programs_there_are_the_less_often_they_are_looked_at(self):
+        server = Server()
+        server.add(*(f"p{number}.1" for number in range(500)))
+        held = {f"p{number}": 10 for number in range(500)}
+        server.door(1000, **held)
+        for now, looks in ((0.4, False), (0.6, True)):
+            server.now = now
+            asked = []
+            server.spatial.programs.at_it = lambda now, state, asked=asked: asked.append(now) or []
+            server.door(1000, **held)
+            assert bool(asked) == looks
+
     def test_nobody_waits_while_half_of_the_memory_is_free(self):
         server = Server()
         server.add("a.1", "b.1")
@@ -185,6 +207,7 @@ class TestDoor:
         server.admit("a.1")
         server.end("a.1")
         server.spatial.agent_ended("a", "agent of a")
+        server.now = 1.0
         server.add("b.1", "c.1")
         assert server.spatial.peaks.expected("") == 600
         assert server.door(1000, b=300, other=300) == ["c.1"]

@@ -39,7 +39,7 @@ class ProgramTable:
         self._most = most
         self._programs: OrderedDict[str, Program] = OrderedDict()
         self._at_it: dict[str, Program] = {}  # of agents; those that were at it when last looked at
-        self._arrivals = 0
+        self.arrivals = 0
 
     def __iter__(self) -> Iterator[Program]:
         return iter(self._programs.values())
@@ -54,9 +54,9 @@ class ProgramTable:
         """`name` has one request more; a program that was away for long, or is new, arrives now."""
         program = self._programs.get(name)
         if program is None or not self.is_at_it(now, program, state):
-            self._arrivals += 1
+            self.arrivals += 1
             agents = program.agents if program is not None else {}
-            program = self._programs[name] = Program(name, now, self._arrivals, waiting.application, agents)
+            program = self._programs[name] = Program(name, now, self.arrivals, waiting.application, agents)
         self._programs.move_to_end(name)
         if waiting.agent:
             program.remember(waiting.agent)

@@ -22,7 +22,9 @@ from tokencake_sglang.core.spatial.views import Demand, Waiting
 
 INTERLEAVED = 64  # places of the queue that are shared out between pools; behind them pools follow one another
 PRESSED = 0.5  # of the capacity held: below it nobody waits at the door
-LOOK_EVERY_S = 0.1  # the door is looked at again after this long, or when programs come or end
+LOOK_EVERY_S = 0.1  # the door is looked at again after this long,
+LOOK_FOR_EACH_S = 0.001  # or after this long for each program that was looked at, if that is longer,
+LOOK_AT_MOST_S = 10.0  # or at last after this long
 LONGEST_WAIT_S = 600.0  # that is told; a pace of a slow moment is no forecast for an hour
 RANKS_LAST_S = 1.0  # seniority is looked at again after this long
 
@@ -56,8 +58,9 @@ class SpatialScheduler:
         self._ranked_at = -math.inf
         self.pace = Pace()
         self._waiting_orders: list[int] = []  # of the programs that waiting requests are of, ascending
-        self._programs_changed = True
-        self._looked_at = -math.inf
+        self._look_at = -math.inf
+        self._newest = 0  # number of the program that had come last when the door was looked at
+        self._let_in = ""  # the program that may pass in this step, since nothing runs
         self._inside: dict[str, int] = {}  # programs that were let in -> the most that each has held
 
     # -- events ---------------------------------------------------------------------------------------------
@@ -72,7 +75,6 @@ class SpatialScheduler:
         self._number += 1
         name = waiting.program or waiting.rid
         program = self.programs.request_added(now, name, waiting, state)
-        self._programs_changed = True
         self._entries[waiting.rid] = _Entry(waiting, self._number, program, now)
         self._changed = True
 
@@ -112,7 +114,6 @@ class SpatialScheduler:
 
     def _learn_from_ended(self, program: Program) -> None:
         if self.programs.get(program.name) is None:
-            self._programs_changed = True
             peak = self._inside.pop(program.name, 0)
             if peak:
                 self.peaks.observe(program.application, peak)
@@ -162,20 +163,21 @@ class SpatialScheduler:
 
     def admit(self, now: float, demand: Demand, state: AgentState) -> None:
         """Decide which programs wait at the door in this step (`held_back`)."""
+        self._let_in = ""
         if demand.total_held < PRESSED * demand.capacity:
             self.held_back = frozenset()
             return
-        if self._programs_changed or now - self._looked_at >= LOOK_EVERY_S:
-            self._programs_changed, self._looked_at = False, now
-            self.held_back = self._at_the_door(now, demand, state)
+        if now >= self._look_at:
+            self._look(now, demand, state)
         if self.held_back and not demand.running:
             waiting = [entry for entry in self._entries.values() if not entry.runs and entry.waiting.program]
             first = min(waiting, key=lambda entry: (entry.program.order, entry.number), default=None)
             if first is not None:
-                self.held_back -= {first.program.name}
-                self._inside.setdefault(first.program.name, 0)
+                self._let_in = first.program.name
+                self._inside.setdefault(self._let_in, 0)
 
-    def _at_the_door(self, now: float, demand: Demand, state: AgentState) -> frozenset[str]:
+    def _look(self, now: float, demand: Demand, state: AgentState) -> None:
+        """At all programs that are at it: the more there are, the less often."""
         claims = [
             Claim(p, demand.held.get(p.name, 0), self.peaks.expected(p.application) or 0.0, p.name in self._inside)
             for p in self.programs.at_it(now, state)]
@@ -184,13 +186,18 @@ class SpatialScheduler:
             name = claim.program.name
             if name not in held:
                 self._inside[name] = max(self._inside.get(name, 0), claim.held)
-        return held
+        self.held_back = held
+        self._newest = self.programs.arrivals
+        self._look_at = now + min(LOOK_AT_MOST_S, max(LOOK_EVERY_S, LOOK_FOR_EACH_S * len(claims)))
 
     def holds_back(self, rid: str) -> bool:
+        """Those that waited when it was last looked, and if any did, those that have come since."""
         if not self.held_back:
             return False
         entry = self._entries.get(rid)
-        return entry is not None and entry.program.name in self.held_back
+        if entry is None or not entry.waiting.program or entry.program.name == self._let_in:
+            return False
+        return entry.program.name in self.held_back or entry.program.order > self._newest
 
     # -- inside ---------------------------------------------------------------------------------------------
 
