@@ -52,6 +52,17 @@ class TestOrder:
         assert server.spatial.order(0.5, ["a.1"]) is None
         assert server.spatial.order(1.5, ["a.1"]) == ["a.1"]
 
+    def test_an_admission_changes_the_order_only_where_pools_take_turns(self):
+        server = Server()
+        server.add("a.1", "a.2", "b.1")
+        server.order()
+        server.admit("a.1")
+        assert server.spatial.order(0.0, server.queue) is None
+        server.add("chat")
+        server.order()
+        server.admit("a.2")
+        assert server.spatial.order(0.0, server.queue) is not None
+
     def test_a_request_that_nobody_told_of_stays_behind_the_others(self):
         server = Server()
         server.add("a.1")

@@ -54,7 +54,8 @@ class SpatialScheduler:
         self.held_back: frozenset[str] = frozenset()
         self._entries: dict[str, _Entry] = {}
         self._number = 0
-        self._changed = True
+        self._changed = True  # the order may have
+        self._turns = False  # several pools take turns, so that each admission changes the order
         self._ranked_at = -math.inf
         self.pace = Pace()
         self._waiting_orders: list[int] = []  # of the programs that waiting requests are of, ascending
@@ -89,7 +90,7 @@ class SpatialScheduler:
             entry.charged = self._cost(entry.waiting, new_tokens)
             entry.new_tokens = new_tokens
             self.shares.admit(entry.waiting.pool, entry.charged)
-        self._changed = True
+        self._changed = self._changed or self._turns
 
     def request_ended(self, now: float, rid: str, output_tokens: int | None = None) -> None:
         """It finished after `output_tokens`, or went away (None)."""
@@ -104,7 +105,7 @@ class SpatialScheduler:
                 self.shares.correct(waiting.pool, real - entry.charged)
         self.programs.request_ended(now, entry.program.name, rid)
         self._learn_from_ended(entry.program)
-        self._changed = True
+        self._changed = self._changed or self._turns
 
     def agent_ended(self, program: str, agent: str) -> None:
         known = self.programs.get(program)
@@ -147,6 +148,7 @@ class SpatialScheduler:
         for ranked in pools.values():
             ranked.sort()
         self.shares.update(pools)
+        self._turns = len(pools) > 1
         self._waiting_orders = sorted(self._entries[rid].program.order for rid in rids if rid in self._entries)
         return self._interleaved({pool: [rid for _, rid in ranked] for pool, ranked in pools.items()}) + unknown
 
