@@ -259,4 +259,4 @@ class TestDoor:
         peaks = Peaks()
         peaks.observe("x", 100)
         peaks.observe("x", 200)
-        assert peaks.expected("x") == pytest.approx(130) and peaks.expected("y") is None
+        assert peaks.of("x") == pytest.approx(130) and peaks.of("y") is None

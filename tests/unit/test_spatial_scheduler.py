@@ -220,7 +220,7 @@ class TestDoor:
         server.spatial.agent_ended("a", "agent of a")
         server.now = 1.0
         server.add("b.1", "c.1")
-        assert server.spatial.peaks.expected("") == 600
+        assert server.spatial.peaks.of("") == 600
         assert server.door(1000, b=300, other=300) == ["c.1"]
 
 

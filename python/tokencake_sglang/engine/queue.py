@@ -13,7 +13,7 @@ from tokencake_sglang.core.spatial.ledger import SHARED
 from tokencake_sglang.core.types import AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.owners import ANONYMOUS
-from tokencake_sglang.engine.requests import on_device
+from tokencake_sglang.engine.requests import held, on_device
 
 
 class ProgramQueue:
@@ -84,8 +84,7 @@ class ProgramQueue:
 
     def _forget_vanished(self) -> None:
         """Requests that were aborted in the queue: nobody tells of them."""
-        scheduler = self.scheduler
-        live = {req.rid for req in [*scheduler.waiting_queue, *on_device(scheduler)]}
+        live = {req.rid for req in held(self.scheduler)}
         for rid in [rid for rid in self.spatial.rids() if rid not in live]:
             self.spatial.request_ended(self.controller.now, rid)
 

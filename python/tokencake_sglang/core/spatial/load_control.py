@@ -7,10 +7,10 @@ that are away for long counts for nothing: they are not at it.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tokencake_sglang.core.spatial.means import Means
 from tokencake_sglang.core.spatial.programs import Program
 
 ROOM_FOR_ALL = 0.9  # of the capacity: what programs that were let in may hold
@@ -20,20 +20,11 @@ KINDS_KEPT = 1024
 DOOR_WAIT_S = 600.0  # the longest wait at the door
 
 
-class Peaks:
-    """How many tokens a program of a kind holds at its largest: the mean of those that ended, newest first."""
+class Peaks(Means):
+    """How many tokens a program of a kind holds at its largest, from those that ended."""
 
     def __init__(self) -> None:
-        self._mean: OrderedDict[str, float] = OrderedDict()
-
-    def observe(self, kind: str, tokens: int) -> None:
-        before = self._mean.pop(kind, None)
-        self._mean[kind] = tokens if before is None else before + PEAK_WEIGHT * (tokens - before)
-        if len(self._mean) > KINDS_KEPT:
-            self._mean.popitem(last=False)
-
-    def expected(self, kind: str) -> float | None:
-        return self._mean.get(kind)
+        super().__init__(PEAK_WEIGHT, KINDS_KEPT)
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ class SpatialScheduler:
     def _look(self, now: float, demand: Demand, state: AgentState) -> None:
         """At all programs that are at it: the more there are, the less often."""
         claims = [
-            Claim(p, demand.held.get(p.name, 0), self.peaks.expected(p.application) or 0.0, p.name in self._inside)
+            Claim(p, demand.held.get(p.name, 0), self.peaks.of(p.application) or 0.0, p.name in self._inside)
             for p in self.programs.at_it(now, state)]
         held = frozenset(at_the_door(claims, demand.capacity, now))
         for claim in claims:
