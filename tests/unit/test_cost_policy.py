@@ -120,3 +120,15 @@ def test_an_agent_that_has_returned_is_expected_now_for_a_while():
 
 def test_nobody_knows_when_an_agent_without_an_open_call_comes_again():
     assert decide(WAITS).next_use is None
+
+
+def test_kv_of_an_agent_is_used_only_when_its_turn_in_the_queue_comes():
+    assert decide(replace(WAITS, active=True, queue_wait_s=40.0)).next_use == NOW + 40.0
+    assert decide(replace(BACK, queue_wait_s=40.0)).next_use == NOW + 40.0
+    assert decide(waits(30.0, 60.0, queue_wait_s=40.0)).next_use == NOW + 100.0
+
+
+def test_an_upload_waits_for_the_turn_of_the_agents_next_request():
+    due = waits(1.0, 60.0, footprint=AWAY)
+    assert isinstance(decide(due).action, Upload)
+    assert decide(replace(due, queue_wait_s=40.0)).action is None
