@@ -663,3 +663,71 @@ def test_a_policy_given_by_hand_is_asked():
     controller.request_added(AgentIdentity(agent_id="a"), "r1")
     controller.step()
     assert mechanism.log == [("a", CancelOffload())]
+
+
+# -- stalls that were inferred from answers -----------------------------------------------------------------------
+
+
+def test_an_inferred_stall_is_a_stall_and_is_counted_apart():
+    server = Server()
+    server.ask(), server.answer()
+    assert server.send("stall_started", call_id="c1", inferred=True) == "applied"
+    assert (server.counters["stalls_started"], server.counters["stalls_inferred"]) == (1, 1)
+    server.at(1.0)
+    server.ask()
+    assert server.counters["stalls_finished"] == 1 and server.controller.agents.get("a").calls.open == {}
+
+
+def test_a_client_that_reports_its_calls_is_believed_instead():
+    server = Server()
+    server.ask(), server.answer()
+    server.send("stall_started", call_id="c1", inferred=True)
+    assert server.send("stall_started", call_id="c1", kind="search") == "applied"
+    (call,) = server.controller.agents.get("a").calls.open.values()
+    assert (call.kind, call.inferred) == ("search", False)
+    assert server.send("stall_started", call_id="c2", inferred=True) == "ignored"
+    assert server.counters["stalls_started"] - server.counters["stalls_finished"] == 1
+
+
+def test_a_request_that_ends_some_calls_leaves_the_others_open():
+    server = Server()
+    server.ask(), server.answer()
+    for call_id in ("c1", "c2"):
+        server.send("stall_started", call_id=call_id, inferred=True)
+    server.controller.request_added(AgentIdentity(agent_id="a"), "r9", ["c2", "unknown"])
+    assert list(server.controller.agents.get("a").calls.open) == ["c1"]
+    assert len(server.controller.records) == 0, "the stall goes on"
+    server.controller.request_added(AgentIdentity(agent_id="a"), "r10", [])
+    assert list(server.controller.agents.get("a").calls.open) == ["c1"]
+    server.controller.request_added(AgentIdentity(agent_id="a"), "r11")
+    assert server.controller.agents.get("a").calls.open == {} and len(server.controller.records) == 1
+
+
+def test_a_session_that_never_returns_is_released_and_teaches_that_people_stay_away():
+    server = Server(agent_idle_s=100.0, offload_policy="cost")
+    use = []
+    for number in range(6):
+        key, start = f"s{number}", 10_000.0 * number
+        server.at(start)
+        server.ask(key), server.answer(key)
+        server.send("stall_started", key, call_id="turn", kind="human", inferred=True)
+        server.at(start)
+        use.append(server.mechanism.expected[key] - start)
+        if number == 0:
+            server.at(90.0)
+            assert server.mechanism.expected[key] > use[-1] + 20.0, "it is away for longer than was thought"
+        for later in range(200, 9000, 100):
+            server.at(start + later)
+        assert server.controller.agents.get(key) is None and key in server.mechanism.forgotten
+    assert use[-1] > 2 * use[0] and server.counters["stalls_finished"] == 6
+
+
+def test_a_call_that_was_inferred_is_given_up_although_its_session_lives_on():
+    server = Server(agent_idle_s=100.0)
+    server.ask(), server.answer()
+    server.send("stall_started", call_id="lost", inferred=True)
+    for now in (50.0, 99.0, 101.0):
+        server.at(now)
+        server.controller.request_added(AgentIdentity(agent_id="a"), f"r{now}", [])
+        assert ("lost" in server.controller.agents.get("a").calls.open) is (now < 100.0)
+    assert server.send("stall_finished", call_id="lost") == "late_finish"

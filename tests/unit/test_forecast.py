@@ -401,3 +401,16 @@ def test_as_many_calls_end_before_a_quantile_as_its_level_says(model, estimates)
 @pytest.mark.parametrize("estimates", ["exact", "x0.25", "x4"])
 def test_calls_end_when_the_forecast_says_if_estimates_are_wrong_by_one_factor(model, estimates):
     assert shares_below(model, estimates) == pytest.approx([0.5, 0.5, 0.5], abs=0.01)
+
+
+@pytest.mark.parametrize(("name", "preset"), [
+    ("Bash", "shell"), ("read_file", "file_read"), ("WebSearch", "web_search"), ("apply-patch", "file_edit"),
+    ("AskUserQuestion", "user_confirm"), ("search", "search")])
+def test_a_tool_that_coding_agents_have_is_foreseen_by_its_name(quantile, name, preset):
+    assert predict(quantile, kind=name) == predict(quantile, kind=preset)
+    assert predict(quantile, kind=name).source == "kind"
+    assert predict(quantile, kind=name, estimate=2.0) == predict(quantile, kind=preset, estimate=2.0)
+
+
+def test_a_tool_of_another_name_is_not(quantile):
+    assert predict(quantile, kind="bash_history_museum").source == "default"

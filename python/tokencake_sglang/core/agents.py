@@ -31,6 +31,7 @@ class Agent:
     offloaded_tokens: int = 0
     generation: int = 0
     requests: int = 0
+    tells_calls: bool = False  # its client reports tool calls, so that none is inferred
 
     @property
     def key(self) -> str:

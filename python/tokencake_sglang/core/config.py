@@ -12,7 +12,7 @@ OFFLOAD_POLICIES = ("cost", "eager", "none", "paper", "score")
 WRITE_POLICIES = ("hicache", "tokencake")
 ORDERS = ("program", "sglang")
 FORECASTS = ("quantile", "paper")
-INFER = ("clients", "none")
+INFER = ("clients", "names", "none")
 
 
 def _setting(default: Any, help: str, *, low: float | None = None, high: float | None = None,
@@ -81,8 +81,9 @@ class TokenCakeConfig:
         "", "Write every decision of rank N, one JSON object a line, to this file with the ending .rankN; empty: do"
         " not.")
     infer: str = _setting(
-        "clients", "Where the agent of a request without a `tokencake` object is found: 'clients' reads the session and"
-        " agent ids that agent stacks send by themselves, 'none' reads nothing.",
+        "clients", "What is found out of clients that do not tell: 'names' reads the session and agent ids that agent"
+        " stacks send by themselves; 'clients' also takes conversations with tools for agents and infers their stalls"
+        " from the tool calls in answers; 'none' reads nothing.",
         choices=INFER)
 
     def __post_init__(self) -> None:

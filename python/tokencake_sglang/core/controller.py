@@ -7,7 +7,7 @@ tensor-parallel rank reaches the same decisions in the same step. Time comes in 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,8 @@ TIMER_SLACK = 1024
 MOVED_TOKENS = {"offload": "tokens_offloaded", "backup": "tokens_backed_up", "upload": "tokens_uploaded"}
 
 COUNTERS = (
-    "stalls_started", "stalls_finished", "backups_started", "backups_completed", "backups_declined", "tokens_backed_up",
+    "stalls_started", "stalls_inferred", "stalls_finished",
+    "backups_started", "backups_completed", "backups_declined", "tokens_backed_up",
     "offloads_started", "offloads_completed", "offloads_declined",
     "tokens_offloaded", "uploads_started", "uploads_completed", "uploads_on_time", "uploads_late",
     "uploads_declined", "tokens_uploaded", "leases_ended", "agents_ended", "agents_forgotten",
@@ -59,18 +60,21 @@ class Controller:
         """Time moves on; it never goes back, whatever a clock says."""
         self.now = max(self.now, now)
 
-    def request_added(self, identity: AgentIdentity, rid: str) -> None:
-        """A request of this agent joined the queue. Unless it is one that was retracted, its tools have returned."""
+    def request_added(self, identity: AgentIdentity, rid: str, ends_calls: Collection[str] | None = None) -> None:
+        """A request of this agent joined the queue. Unless it is one that was retracted, its tools have returned: all
+        of them, or those of `ends_calls`."""
         agent = self.agents.see(self.now, identity)
         if rid in agent.rids:
             return
         agent.rids[rid] = None
         agent.requests += 1
-        ended = agent.calls.end_all(self.now)
+        self._give_up_calls(agent)
+        ended = agent.calls.end_all(self.now, ends_calls)
         self._learn(agent)
         self.counters["stalls_finished"] += ended
-        self._settle_upload(agent, stall_ended=ended > 0)
-        self._record_return(agent, "request")
+        if not agent.calls.open:
+            self._settle_upload(agent, stall_ended=ended > 0)
+            self._record_return(agent, "request")
         agent.returned_at = None
         self._mark_due(agent)
 
@@ -96,18 +100,7 @@ class Controller:
             self._end_agent(agent)
             return Reply(200, "applied", f"Agent {agent.key!r} has ended; its KV is ordinary cache now.")
         if event["event"] == "stall_started":
-            reply = agent.calls.start(
-                self.now, event.get("call_id"), event["kind"], event.get("estimated_duration_s"),
-                tuple((stage["name"], stage["estimated_s"]) for stage in event.get("stages", ())))
-            if reply.result == "applied":
-                self.counters["stalls_started"] += 1
-                stall = self.stall_view(agent)
-                self.records.opened(self.now, agent.key, agent.identity.agent_type, stall.kind, stall.predicted_end)
-                agent.returned_at = None
-                self._mark_due(agent)
-                back_in = stall.predicted_end - self.now
-                return replace(reply, message=f"{reply.message} The agent is expected to go on in {back_in:.3g} s.")
-            return reply
+            return self._stall_started(agent, event)
         if event["event"] == "stage_finished":
             reply = agent.calls.finish_stage(self.now, event.get("call_id"), event["stage"])
             self._learn(agent)
@@ -124,6 +117,27 @@ class Controller:
                 self._record_return(agent, event["outcome"])
             self._mark_due(agent)
         return reply
+
+    def _stall_started(self, agent: Agent, event: dict[str, Any]) -> Reply:
+        inferred = event.get("inferred", False)
+        if inferred and agent.tells_calls:
+            return Reply(200, "ignored", f"Agent {agent.key!r} reports its calls itself.")
+        if not inferred:
+            agent.tells_calls = True
+            self.counters["stalls_finished"] += agent.calls.drop_inferred()
+        reply = agent.calls.start(
+            self.now, event.get("call_id"), event["kind"], event.get("estimated_duration_s"),
+            tuple((stage["name"], stage["estimated_s"]) for stage in event.get("stages", ())), inferred)
+        if reply.result != "applied":
+            return reply
+        self.counters["stalls_started"] += 1
+        self.counters["stalls_inferred"] += inferred
+        stall = self.stall_view(agent)
+        self.records.opened(self.now, agent.key, agent.identity.agent_type, stall.kind, stall.predicted_end)
+        agent.returned_at = None
+        self._mark_due(agent)
+        back_in = stall.predicted_end - self.now
+        return replace(reply, message=f"{reply.message} The agent is expected to go on in {back_in:.3g} s.")
 
     def reset(self) -> None:
         """The cache was flushed: moves and leases are gone, the agents and their calls are not."""
@@ -181,6 +195,10 @@ class Controller:
     def _learn(self, agent: Agent) -> None:
         for lesson in agent.calls.take_lessons():
             self.forecaster.observe(agent.identity.agent_type, lesson.kind, lesson.estimate_s, lesson.duration_s)
+
+    def _give_up_calls(self, agent: Agent) -> None:
+        self.counters["stalls_finished"] += agent.calls.give_up(self.now, self.config.agent_idle_s)
+        self._learn(agent)
 
     def _decide(self, agent: Agent) -> None:
         view, pool = self.view(agent), self.mechanism.pool()
@@ -293,6 +311,7 @@ class Controller:
             self._remove(agent, ended=False)
 
     def _remove(self, agent: Agent, *, ended: bool) -> None:
+        self._give_up_calls(agent)
         self.counters["stalls_finished"] += agent.calls.end_all()
         self.records.gone(self.now, agent.key, "agent_finished" if ended else "forgotten")
         self.agents.remove(agent.key, ended=ended)

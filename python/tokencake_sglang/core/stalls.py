@@ -6,6 +6,7 @@ before (published port: applied, duplicate, late_finish, conflict).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from tokencake_sglang.core.forecast import Forecast, Forecaster, Stages, latest, stage_kind
@@ -44,8 +45,9 @@ class Call:
     stages: StageList = ()
     finished_stages: dict[str, None] = field(default_factory=dict)
     stage_began_at: float | None = None  # when a stage finished last; None: none has
-    ended_by: str | None = None  # "finish" or "request"; None while it is open
+    ended_by: str | None = None  # "finish", "request" or "silence"; None while it is open
     outcome: str | None = None
+    inferred: bool = False  # from an answer, not told by the client
 
     def same_start(self, kind: str, estimate: float | None, stages: StageList) -> bool:
         return (self.kind, self.estimated_duration_s, self.stages) == (kind, estimate, stages)
@@ -79,6 +81,7 @@ class CallTable:
 
     def start(
         self, now: float, call_id: str | None, kind: str, estimate: float | None, stages: StageList = (),
+        inferred: bool = False,
     ) -> Reply:
         name = call_id if call_id is not None else self._unnamed_id()
         known = self.open.get(name) or self.closed.get(name)
@@ -92,7 +95,7 @@ class CallTable:
         if len(self.open) >= OPEN_CALLS_MAX:
             return Reply(409, "conflict", (
                 f"This agent has {OPEN_CALLS_MAX} open calls, the most allowed. Finish some of them first."))
-        self.open[name] = Call(name, kind, estimate, now, stages)
+        self.open[name] = Call(name, kind, estimate, now, stages, inferred=inferred)
         return Reply(200, "applied", f"Call {name!r} is open.")
 
     def finish(self, now: float, call_id: str | None, outcome: str) -> Reply:
@@ -109,7 +112,7 @@ class CallTable:
         if ended is None:
             return Reply(409, "conflict", (
                 "A finish came for a call that was not started. Send stall_started first, with the same call_id."))
-        if ended.ended_by == "request":
+        if ended.ended_by in ("request", "silence"):
             ended.ended_by, ended.outcome = "finish", outcome
             return Reply(200, "late_finish", f"Call {call_id!r} had ended when the agent's next request came.")
         if ended.outcome != outcome:
@@ -142,14 +145,30 @@ class CallTable:
         call.stage_began_at = now
         return Reply(200, "applied", f"Stage {stage!r} of call {call.call_id!r} has ended.")
 
-    def end_all(self, now: float | None = None) -> int:
+    def drop_inferred(self) -> int:
+        """The client tells of its calls itself: what was inferred had never been. Returns how many calls it was."""
+        names = [name for name, call in self.open.items() if call.inferred]
+        for name in names:
+            del self.open[name]
+        return len(names)
+
+    def end_all(self, now: float | None = None, only: Collection[str] | None = None) -> int:
         """The agent's next request is here (at `now`), so its tools have returned; or the agent is gone (None), and
-        nobody knows. Returns how many calls that ended."""
-        names = list(self.open)
+        nobody knows. `only`: no other calls than these. Returns how many calls that ended."""
+        names = [name for name in self.open if only is None or name in only]
         if now is not None and len(names) == 1:
             self._learn_from(now, self.open[names[0]])
         for name in names:
             self._close(name, "request", None)
+        return len(names)
+
+    def give_up(self, now: float, at_least_s: float) -> int:
+        """What was inferred to be a stall and has lasted so long may last for ever: end it. It teaches that such stalls
+        are long, so that the KV of others like it gives way earlier. Returns how many calls that ended."""
+        names = [name for name, call in self.open.items() if call.inferred and now - call.started_at >= at_least_s]
+        for name in names:
+            self._learn_from(now, self.open[name])
+            self._close(name, "silence", None)
         return len(names)
 
     def take_lessons(self) -> list[Lesson]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.forecast import Forecast
 
+# In a request's metadata, set by the server: the calls that it ends, joined by this; not there: all of its agent's.
+ENDS_CALLS, CALLS_JOINED_BY = "ends_calls", "\n"
 IDENTITY_FIELDS = ("app_id", "graph_id", "node_id", "agent_type", "agent_id", "lifecycle_id")
 
 

@@ -12,7 +12,7 @@ from sglang.utils import TypeBasedDispatcher
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.controller import Controller
 from tokencake_sglang.core.costs import Costs
-from tokencake_sglang.core.types import AgentIdentity
+from tokencake_sglang.core.types import CALLS_JOINED_BY, ENDS_CALLS, AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
 from tokencake_sglang.engine.copy_fence import fence_copies
 from tokencake_sglang.engine.decision_log import DecisionLog
@@ -86,7 +86,8 @@ class TokenCakeExtension(SchedulerExtension):
         if self.queue is not None:
             self.queue.request_added(req, identity)
         if identity is not None:
-            self.controller.request_added(identity, req.rid)
+            ends = req.agent_metadata.get(ENDS_CALLS)
+            self.controller.request_added(identity, req.rid, None if ends is None else ends.split(CALLS_JOINED_BY))
 
     def order_waiting_queue(self, waiting_queue: list[Any]) -> None:
         if self.queue is not None:

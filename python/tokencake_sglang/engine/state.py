@@ -56,7 +56,7 @@ def _call_report(extension: TokenCakeExtension, agent: Agent, call: Call) -> dic
     controller = extension.controller
     forecast = call.forecast(controller.now, controller.forecaster, agent.identity.agent_type)
     return {
-        "call_id": call.call_id, "kind": call.kind, "started_at": call.started_at,
+        "call_id": call.call_id, "kind": call.kind, "inferred": call.inferred, "started_at": call.started_at,
         "predicted_end": call.started_at + forecast.expected_s,
         "remaining_s": {str(level): forecast.quantile(level) for level in REPORTED_LEVELS},
         "forecast_from": forecast.source,

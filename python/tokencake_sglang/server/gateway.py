@@ -23,6 +23,7 @@ from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReq
 from tokencake_sglang.server.auth import UnauthorizedSentence
 from tokencake_sglang.server.identity import AgentIdentityMiddleware, attach_metadata
 from tokencake_sglang.server.routes import build_router, error_body
+from tokencake_sglang.server.turns import StallInference
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +77,17 @@ class ControlGateway:
             answer.set_result((reply.status, reply.body))
 
 
-def mount(app: Any, gateway: ControlGateway | None, infer: bool = False) -> None:
+def mount(app: Any, gateway: ControlGateway | None, infer: str = "none") -> None:
     """Put routes and the metadata middleware on SGLang's app; with no gateway (TokenCake is off) routes answer 503.
 
-    The middleware is innermost: authentication, CORS, decompression and metrics see the request first. `infer`: it
-    looks for the identity that other stacks send.
+    The middleware is innermost: authentication, CORS, decompression and metrics see the request first. `infer`: as the
+    setting of that name.
     """
     app.include_router(build_router(gateway))
     if gateway is not None:
-        app.user_middleware.append(Middleware(AgentIdentityMiddleware, infer=infer, gateway=gateway))
+        stalls = StallInference(gateway) if infer == "clients" else None
+        app.user_middleware.append(Middleware(
+            AgentIdentityMiddleware, infer=infer != "none", gateway=gateway, stalls=stalls))
 
 
 def register_hooks(config: TokenCakeConfig | None) -> None:
@@ -97,7 +100,7 @@ def register_hooks(config: TokenCakeConfig | None) -> None:
         if config is None:
             mount(http_server.app, None)
         else:
-            mount(http_server.app, ControlGateway(manager), infer=config.infer == "clients")
+            mount(http_server.app, ControlGateway(manager), infer=config.infer)
 
     def after_auth(_result: Any, app: Any, **_kwargs: Any) -> None:
         app.add_middleware(UnauthorizedSentence)

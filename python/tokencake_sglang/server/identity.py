@@ -19,6 +19,8 @@ from tokencake_sglang.server.dialects import resolve
 from tokencake_sglang.server.infer import AgentEnds, header_hints, may_speak
 from tokencake_sglang.server.routes import Gateway, error_body
 from tokencake_sglang.server.schema import parse_metadata, parse_request_metadata
+from tokencake_sglang.server.turns import ROUTES as TURN_PATHS
+from tokencake_sglang.server.turns import Exchange, StallInference, offers_tools
 
 KEY = "tokencake"
 FIELD = "agent_metadata"
@@ -32,24 +34,28 @@ _NEEDLE = b'"' + KEY.encode() + b'"'
 
 @dataclass(frozen=True)
 class Carried:
-    """What goes with a request: a body in place of its own, metadata in the scope, the agent that ends with it."""
+    """What goes with a request: a body in place of its own, metadata in the scope, the agent that ends with it, and the
+    exchange in which stalls are inferred."""
 
     body: bytes | None = None
     metadata: dict[str, str] | None = None
     ends: str | None = None
+    exchange: Exchange | None = None
 
 
 class AgentIdentityMiddleware:
     """Gives generation requests their agent's metadata; a wrong `tokencake` object is answered with a 400.
 
     `infer`: look for other stacks' identity where there is no such object. `gateway`: by which an agent is ended whose
-    client says so in a dialect; None: it is not.
+    client says so in a dialect; None: it is not. `stalls`: infer them from answers, and agents from conversations.
     """
 
-    def __init__(self, app: Any, infer: bool = False, gateway: Gateway | None = None) -> None:
+    def __init__(self, app: Any, infer: bool = False, gateway: Gateway | None = None,
+                 stalls: StallInference | None = None) -> None:
         self.app = app
         self.infer = infer
         self.ends = None if gateway is None else AgentEnds(gateway)
+        self.stalls = stalls
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT") or _path(scope) not in PATHS:
@@ -70,23 +76,48 @@ class AgentIdentityMiddleware:
         if carried.metadata is not None:
             scope = {**scope, SCOPE_KEY: carried.metadata}
         try:
+            if carried.exchange is not None:
+                await carried.exchange.begin()
+                send = carried.exchange.watch(send)
             await self.app(scope, _replay(messages, receive), send)
         finally:
+            if carried.exchange is not None:
+                carried.exchange.end()
             if carried.ends is not None and self.ends is not None:
                 self.ends.end(carried.ends)
 
     def _carried(self, path: str, headers: list[tuple[bytes, bytes]], body: bytes) -> Carried:
-        values = _object(body) if (may_speak(body) if self.infer else _NEEDLE in body) else {}
-        if values.get(KEY) is not None:
-            if path in FIELDLESS_PATHS:
-                _refuse_list(values[KEY])
-                return Carried(metadata=parse_metadata(values[KEY]))
-            return Carried(body=_renamed(values, native=path == NATIVE_PATH))
         hints = header_hints(headers) if self.infer else {}
+        turns = self.stalls is not None and path in TURN_PATHS
+        speaks = may_speak(body) if self.infer else _NEEDLE in body
+        values = _object(body) if speaks or (turns and (hints or offers_tools(body))) else {}
+        if values.get(KEY) is not None:
+            return self._told(path, values, turns)
         if not self.infer or not (hints or values):
             return Carried()
         resolved = resolve(path, hints, values)
-        return Carried(metadata=resolved.metadata(), ends=resolved.agent_id if resolved.final else None)
+        metadata, exchange = resolved.metadata(), None
+        if turns and (metadata is not None or offers_tools(body)):
+            named = None if metadata is None else resolved.agent_id or resolved.lifecycle_id
+            exchange = self.stalls.begin(path, values, named, estimate_s=resolved.expected_tool_s, final=resolved.final)
+            metadata = {**resolved.of_conversation(exchange.agent_id).metadata(), **exchange.metadata}
+        return Carried(metadata=metadata, ends=resolved.agent_id if resolved.final else None, exchange=exchange)
+
+    def _told(self, path: str, values: dict[str, Any], turns: bool) -> Carried:
+        """The client names its agent in our words; it may report its tool calls, or not."""
+        metadata = values.pop(KEY)
+        if path in FIELDLESS_PATHS:
+            _refuse_list(metadata)
+            parsed = parse_metadata(metadata)
+        else:
+            parsed = _checked(values, metadata, native=path == NATIVE_PATH)
+        exchange = None
+        if turns and parsed.get("agent_id") is not None:
+            exchange = self.stalls.begin(path, values, parsed["agent_id"], people=False)
+            parsed = {**parsed, **exchange.metadata}
+        if path in FIELDLESS_PATHS:
+            return Carried(metadata=parsed, exchange=exchange)
+        return Carried(body=_dumps({**values, FIELD: parsed}), exchange=exchange)
 
 
 def attach_metadata(_manager: Any, obj: Any, request: Any = None, *_args: Any, **_kwargs: Any) -> None:
@@ -109,16 +140,14 @@ def _object(body: bytes) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _renamed(values: dict[str, Any], native: bool) -> bytes:
-    """The body with `tokencake` replaced by `agent_metadata`; MetadataError if it is wrong."""
-    metadata = values.pop(KEY)
+def _checked(values: dict[str, Any], metadata: Any, native: bool) -> Any:
+    """The metadata for the field `agent_metadata`; MetadataError if it is wrong. `values`: the rest of the body."""
     if values.get(FIELD) is not None:
         raise MetadataError(f"the request has both {KEY} and {FIELD}; allowed: one of them. Remove {FIELD}.")
     if not native:
         _refuse_list(metadata)
     prompts, samples = _native_size(values) if native else _openai_size(values)
-    values[FIELD] = parse_request_metadata(metadata, prompts, samples)
-    return _dumps(values)
+    return parse_request_metadata(metadata, prompts, samples)
 
 
 def _refuse_list(metadata: Any) -> None:

@@ -37,6 +37,25 @@ PRESETS: dict[str, tuple[float, float]] = {
     "human": (84.0, 2.1),
 }
 
+# What the tools of coding agents are called, in lower case and without separators, and the preset that they resemble.
+TOOL_NAMES: dict[str, str] = {
+    "read": "file_read", "readfile": "file_read", "view": "file_read", "openfile": "file_read",
+    "glob": "file_search", "grep": "file_search", "ls": "file_search", "listfiles": "file_search",
+    "edit": "file_edit", "multiedit": "file_edit", "applypatch": "file_edit", "strreplace": "file_edit",
+    "write": "file_write", "writefile": "file_write",
+    "bash": "shell", "shell": "shell", "exec": "shell", "execcommand": "shell", "localshell": "shell",
+    "websearch": "web_search", "webfetch": "web", "fetch": "web",
+    "task": "sub_agent", "agent": "sub_agent", "spawnagent": "sub_agent",
+    "askuserquestion": "user_confirm",
+}
+
+
+def preset_of(kind: str) -> str | None:
+    """The preset that a kind of tool has by its name; None: none."""
+    if kind in PRESETS:
+        return kind
+    return TOOL_NAMES.get(kind.lower().replace("_", "").replace("-", ""))
+
 
 @dataclass(frozen=True)
 class Prior:
@@ -50,12 +69,12 @@ class Prior:
 
 def prior_of_durations(kind: str | None, default_s: float) -> Prior:
     """In seconds. An unknown kind (None: all kinds together) has the median `default_s`."""
-    known = PRESETS.get(kind) if kind is not None else None
-    median, spread = known or (max(default_s, 0.001), UNKNOWN_SPREAD)
-    return Prior(math.log(median), spread, HUMAN_FAR_SHARE if kind in HUMAN_KINDS else FAR_SHARE)
+    preset = preset_of(kind) if kind is not None else None
+    median, spread = PRESETS[preset] if preset else (max(default_s, 0.001), UNKNOWN_SPREAD)
+    return Prior(math.log(median), spread, HUMAN_FAR_SHARE if preset in HUMAN_KINDS else FAR_SHARE)
 
 
 def prior_of_ratios(kind: str | None) -> Prior:
     """Of duration to estimate: the estimate is right, more or less; people are harder to foresee."""
-    human = kind in HUMAN_KINDS
+    human = kind is not None and preset_of(kind) in HUMAN_KINDS
     return Prior(0.0, HUMAN_ESTIMATE_SPREAD if human else ESTIMATE_SPREAD, HUMAN_FAR_SHARE if human else FAR_SHARE)

@@ -9,7 +9,7 @@ from typing import Any
 from tokencake_sglang.core.forecast.curve import SHORTEST_S, Curve
 from tokencake_sglang.core.forecast.forecast import LEVELS, Forecast
 from tokencake_sglang.core.forecast.forecaster import Row, Stages, stage_kind
-from tokencake_sglang.core.forecast.presets import PRESETS, Prior, prior_of_durations, prior_of_ratios
+from tokencake_sglang.core.forecast.presets import Prior, preset_of, prior_of_durations, prior_of_ratios
 from tokencake_sglang.core.forecast.rows import check_rows
 from tokencake_sglang.core.forecast.samples import Key, Samples, SampleStore
 
@@ -31,7 +31,7 @@ class QuantileForecaster:
         self.lessons = 0
         self._durations = SampleStore()
         self._ratios = SampleStore()
-        self._unseen: dict[tuple[str, str], Curve] = {}  # of the kinds in PRESETS, and one for all others
+        self._unseen: dict[tuple[str, str], Curve] = {}  # of each preset, and one for all other kinds
 
     # -- forecasts ------------------------------------------------------------------------------------------
 
@@ -49,7 +49,7 @@ class QuantileForecaster:
         if estimate_s is None:
             if history is not None:
                 return history.curve(), 1.0, "history"
-            if kind in PRESETS:
+            if preset_of(kind) is not None:
                 return self._unseen_curve("durations", kind), 1.0, "kind"
             others = _of_all(self._durations)
             if others is not None:
@@ -64,7 +64,7 @@ class QuantileForecaster:
 
     def _unseen_curve(self, what: str, kind: str) -> Curve:
         """Of a kind of which no sample is known."""
-        key = (what, kind if kind in PRESETS else "")
+        key = (what, preset_of(kind) or "")
         if key not in self._unseen:
             self._unseen[key] = Curve((), self._prior(what, kind))
         return self._unseen[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokencake_sglang.core.types import IDENTITY_FIELDS
@@ -41,6 +41,10 @@ class Resolved:
     final: bool = False
     last_step: bool = False
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def of_conversation(self, agent_id: str) -> Resolved:
+        """The same of an agent that the request itself does not name."""
+        return replace(self, agent_id=agent_id)
 
     def metadata(self) -> dict[str, str] | None:
         """The identity as a native object would give it; None when no agent is named.
