@@ -1,15 +1,16 @@
 """Agent stacks as their makers ship them, against the real server: they change their base URL and nothing else.
 
 Each makes the model call a tool, runs it, and sends its result. The server is told nothing; it must find the agent, the
-tool's name and how long the tool took, move the agent's KV to the host and back meanwhile, and answer as the stock server
-does. The tools sleep, so that there is a stall to see.
+tool's name and how long the tool took, move the agent's KV to the host and back meanwhile, and answer as the stock
+server does. The tools sleep, so that there is a stall to see.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -109,8 +110,9 @@ def anthropic_sdk(url: str, tool: Tool) -> list[str]:
     return [*(json.dumps(call.input) for call in calls), *(block.text for block in last.content)]
 
 
-def openai_agents(url: str, tool: Tool) -> list[str]:
-    """The Agents SDK on the Responses API, which it uses by itself."""
+def openai_agents(url: str, tool: Tool, responses: bool = False) -> list[str]:
+    """The Agents SDK, which speaks either API. Streamed: SGLang 0.5.17 names the usage of a whole response as chat
+    completions do, and the SDK refuses that."""
     import agents
     import openai
 
@@ -123,12 +125,23 @@ def openai_agents(url: str, tool: Tool) -> list[str]:
 
     weather.params_json_schema = SCHEMA
     settings = agents.ModelSettings(tool_choice="required", temperature=0, max_tokens=80, parallel_tool_calls=False)
-    model = agents.OpenAIResponsesModel("demo", openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none"))
+    api = agents.OpenAIResponsesModel if responses else agents.OpenAIChatCompletionsModel
+    model = api("demo", openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none"))
     agent = agents.Agent(name="Adviser", instructions="Be brief.", tools=[weather], model=model,
                          model_settings=settings)
-    result = agents.Runner.run_sync(agent, task("agents"))
-    calls = [item.raw_item.arguments for item in result.new_items if isinstance(item, agents.ToolCallItem)]
-    return [*calls, str(result.final_output)]
+
+    async def run() -> list[str]:
+        result = agents.Runner.run_streamed(agent, task(f"agents {responses}"))
+        async for _ in result.stream_events():
+            pass
+        calls = [item.raw_item.arguments for item in result.new_items if isinstance(item, agents.ToolCallItem)]
+        return [*calls, str(result.final_output)]
+
+    return asyncio.run(run())
+
+
+def openai_agents_responses(url: str, tool: Tool) -> list[str]:
+    return openai_agents(url, tool, responses=True)
 
 
 def langgraph(url: str, tool: Tool) -> list[str]:
@@ -155,7 +168,8 @@ def langgraph(url: str, tool: Tool) -> list[str]:
     return [*(json.dumps(call["args"]) for call in messages[1].tool_calls), messages[-1].content]
 
 
-STACKS = {one.__name__: one for one in (openai_sdk, openai_sdk_streamed, anthropic_sdk, openai_agents, langgraph)}
+STACKS = {one.__name__: one for one in (
+    openai_sdk, openai_sdk_streamed, anthropic_sdk, openai_agents, openai_agents_responses, langgraph)}
 
 
 # -- what must hold ---------------------------------------------------------------------------------------------

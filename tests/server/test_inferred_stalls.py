@@ -16,6 +16,7 @@ from tests.unit.test_turns import ANSWERS, UNIQUE, chat_call, chat_result
 from tokencake_sglang.core.types import ENDS_CALLS
 from tokencake_sglang.server.identity import FIELD, SCOPE_KEY, AgentIdentityMiddleware
 from tokencake_sglang.server.turns import ROUTES, StallInference
+from tokencake_sglang.server.turns.request import read_turn
 
 CHAT, MESSAGES, RESPONSES = ROUTES
 TOOLS = [{"type": "function", "function": {"name": "look"}}]
@@ -197,9 +198,12 @@ def test_a_call_is_told_before_the_client_sees_the_end_of_the_answer():
 
     async def send(message):
         told.append((message["type"], len(gateway.calls)))
+        next_one = stalls.table.find(read_turn(CHAT, ask(USER, chat_call(UNIQUE), chat_result(UNIQUE))), None)
+        assert (next_one is not None) is (len(told) > 1), "the client may go on as soon as it has seen the calls"
 
     scope = {"type": "http", "method": "POST", "path": path, "headers": []}
-    middleware = AgentIdentityMiddleware(app, infer=True, gateway=gateway, stalls=StallInference(gateway))
+    stalls = StallInference(gateway)
+    middleware = AgentIdentityMiddleware(app, infer=True, gateway=gateway, stalls=stalls)
     asyncio.run(middleware(scope, receive, send))
     assert told == [("http.response.start", 0), ("http.response.body", 1), ("http.response.body", 1)]
 

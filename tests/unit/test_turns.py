@@ -95,7 +95,8 @@ def test_tools_are_found_in_the_text_of_a_body_alone():
 KEYS = ("role", "content", "type", "tool_calls", "id", "tool_use_id", "text", "function", "call_id")
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4), max_leaves=12)
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12)
 ROLES = ("assistant", "tool", "user", "function_call")
 
 

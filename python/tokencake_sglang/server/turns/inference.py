@@ -109,7 +109,8 @@ class Exchange:
     def end(self) -> None:
         """The answer has been sent, or the client has left."""
         table = self._inference.table
-        self._conversation.running -= 1
+        if not self._answered:
+            self._conversation.running -= 1
         if self._final:
             for conversation in table.of_agent(self.agent_id):
                 table.forget(conversation)
@@ -141,6 +142,7 @@ class Exchange:
 
     def _answer(self, answer: Answer) -> list[dict[str, Any]]:
         self._answered = True
+        self._conversation.running -= 1  # now: a client need not wait for the end of the stream
         self._inference.table.answered(self._conversation, self._turn, answer)
         if self._final or not (answer.calls or self._reader_may_go_on()):
             return []
