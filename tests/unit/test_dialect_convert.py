@@ -109,15 +109,15 @@ def bodies(draw):
 def test_whatever_is_sent_is_understood_within_its_bounds_or_ignored(path, headers, body):
     found = resolve(path, headers, body)
     assert found == resolve(path, headers, body) and hash(found) == hash(resolve(path, headers, body))
-    for name in (*IDENTITY_FIELDS, "parent_agent_id", "tool_kind"):
-        text = getattr(found, name)
+    assert set(found.identity) <= set(IDENTITY_FIELDS)
+    for text in (*found.identity.values(), found.parent_agent_id, found.tool_kind):
         assert text is None or (type(text) is str and 1 <= len(text) <= 256 and text.isprintable())
     assert found.priority is None or (type(found.priority) is int and 0 <= found.priority <= 99)
     assert found.expected_output_tokens is None or 1 <= found.expected_output_tokens <= 2**31
     for time_s in (found.expected_tool_s, found.cache_ttl_s):
         assert time_s is None or (type(time_s) is float and 0 <= time_s <= 86400)
     assert type(found.final) is bool and type(found.last_step) is bool
-    assert set(found.sources) <= {field.name for field in fields(Resolved)}
+    assert set(found.sources) <= {field.name for field in fields(Resolved)} | set(IDENTITY_FIELDS)
     if found.metadata() is not None:
         identity = {name: value for name, value in found.metadata().items() if name != "program_id"}
         assert parse_metadata(identity) == identity

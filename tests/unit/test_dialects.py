@@ -15,16 +15,17 @@ from tokencake_sglang.server.infer import may_speak
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 UUID, OTHER = "0f0a2cc3-d5f1-4200-b9c8-f56a081194ce", "5c1b7e0a-93d4-4c1e-8f0b-2f6f5d1f7a11"
 HASH = "9b" * 32
+OTHER_FIELDS = [field.name for field in fields(Resolved) if field.name not in ("identity", "sources")]
 HINT = {"schema_version": 1, "trajectory_id": "t9", "kv_priority": 65, "lease_until": 1790000000, "tools_available": 3}
 
 
 def said(headers=None, body=None, path=CHAT) -> dict:
     """The fields that were given, without their sources."""
     found = resolve(path, headers or {}, body if body is not None else {})
-    values = {field.name: getattr(found, field.name) for field in fields(Resolved) if field.name != "sources"}
+    values = {name: getattr(found, name) for name in OTHER_FIELDS}
     given = {name: value for name, value in values.items() if value is not None and value is not False}
-    assert set(given) <= set(found.sources) <= set(values)
-    return given
+    assert {*given, *found.identity} <= set(found.sources) <= {*values, *IDENTITY_FIELDS}
+    return {**found.identity, **given}
 
 
 HEADERS = {
@@ -218,14 +219,13 @@ def test_the_dialect_that_comes_first_names_the_agent(first):
 
 def test_every_dialect_is_ranked_and_every_field_comes_from_a_table():
     assert [d.name for d in DIALECTS if any(r.field == "agent_id" for r in d.rules)] == [name for name, _, _ in RANKED]
-    known = {field.name for field in fields(Resolved)} - {"sources"}
-    assert {rule.field for dialect in DIALECTS for rule in dialect.rules} == known
+    assert {rule.field for dialect in DIALECTS for rule in dialect.rules} == {*IDENTITY_FIELDS, *OTHER_FIELDS}
 
 
 def test_each_field_is_taken_from_the_first_that_has_it():
     found = resolve(CHAT, {"x-claude-code-session-id": "c", "x-dynamo-session-final": "true"}, {
         "nvext": {"agent_hints": {"osl": 9}}, "prompt_cache_key": "k", "session_id": "s"})
-    assert (found.agent_id, found.final, found.expected_output_tokens, found.app_id) == ("c", True, 9, "k")
+    assert (found.agent_id, found.final, found.expected_output_tokens, found.identity["app_id"]) == ("c", True, 9, "k")
     assert found.sources == {"agent_id": "claude-code", "graph_id": "claude-code", "final": "dynamo",
                              "expected_output_tokens": "nvext", "app_id": "prompt_cache"}
 

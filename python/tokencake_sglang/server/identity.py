@@ -98,8 +98,7 @@ class AgentIdentityMiddleware:
         resolved = resolve(path, hints, values)
         metadata, exchange = resolved.metadata(), None
         if turns and (metadata is not None or offers_tools(body)):
-            named = None if metadata is None else resolved.agent_id or resolved.lifecycle_id
-            exchange = self.stalls.begin(path, values, named, estimate_s=resolved.expected_tool_s, final=resolved.final)
+            exchange = self.stalls.begin(path, values, resolved.agent_id, estimate_s=resolved.expected_tool_s, final=resolved.final)
             metadata = {**resolved.of_conversation(exchange.agent_id).metadata(), **exchange.metadata}
         return Carried(metadata=metadata, ends=resolved.agent_id if resolved.final else None, exchange=exchange)
 

@@ -21,17 +21,12 @@ NEEDLES = tuple(needle for dialect in DIALECTS for needle in dialect.needles)
 class Resolved:
     """What a request says of its agent. Times are seconds; a field that nothing gives is None (or False).
 
-    `parent_agent_id` names an agent in the same dialect as `agent_id`. `priority` is 0 to 99, higher is sooner.
-    `final`: the agent ends with this request; `last_step`: the program says that it is its last.
-    `sources`: the dialect that gave each field.
+    `identity`: those of the identity fields that were given. `parent_agent_id` names an agent in the same dialect as
+    `agent_id`. `priority` is 0 to 99, higher is sooner. `final`: the agent ends with this request; `last_step`: the
+    program says that it is its last. `sources`: the dialect that gave each field, an identity field by its own name.
     """
 
-    app_id: str | None = None
-    graph_id: str | None = None
-    node_id: str | None = None
-    agent_type: str | None = None
-    agent_id: str | None = None
-    lifecycle_id: str | None = None
+    identity: Mapping[str, str] = field(default_factory=dict, hash=False)
     parent_agent_id: str | None = None
     priority: int | None = None
     expected_tool_s: float | None = None
@@ -42,22 +37,27 @@ class Resolved:
     last_step: bool = False
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
 
+    @property
+    def agent_id(self) -> str | None:
+        return self.identity.get("agent_id")
+
     def of_conversation(self, agent_id: str) -> Resolved:
         """The same of an agent that the request itself does not name."""
-        return replace(self, agent_id=agent_id)
+        return replace(self, identity={**self.identity, "agent_id": agent_id})
 
     def metadata(self) -> dict[str, str] | None:
         """The identity as a native object would give it; None when no agent is named.
 
         What other stacks call an app is a kind of application, or a cache key that many share: there the program is
         the workflow or session that the agent works in, else the agent."""
-        if self.agent_id is None and self.lifecycle_id is None:
+        given = dict(self.identity)
+        key = given.get("agent_id") or given.get("lifecycle_id")
+        if key is None:
             return None
-        given = {name: getattr(self, name) for name in IDENTITY_FIELDS}
         is_native = self.sources.get("agent_id", self.sources.get("lifecycle_id")) == native.NAME
-        if not is_native and (self.app_id or self.graph_id):
-            given["program_id"] = self.graph_id or self.agent_id or self.lifecycle_id
-        return {name: value for name, value in given.items() if value is not None}
+        if not is_native and ("app_id" in given or "graph_id" in given):
+            given["program_id"] = given.get("graph_id") or key
+        return given
 
 
 def resolve(path: str, headers: Mapping[str, str], body: Any) -> Resolved:
@@ -81,4 +81,5 @@ def resolve(path: str, headers: Mapping[str, str], body: Any) -> Resolved:
     if found.get("parent_agent_id", "") == found.get("agent_id"):
         found.pop("parent_agent_id", None)
         sources.pop("parent_agent_id", None)
-    return Resolved(**found, sources=sources)
+    identity = {name: found.pop(name) for name in IDENTITY_FIELDS if name in found}
+    return Resolved(identity, **found, sources=sources)
