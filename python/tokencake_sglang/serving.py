@@ -91,5 +91,5 @@ def notice(config: TokenCakeConfig | None, device: str, chosen: Mapping[str, Any
               for name, value in asdict(config).items()]
     lines.append(f"  SGLang flags chosen: {flags}")
     if url:
-        lines.append(f"  control API: POST {url}/v1/tokencake/events, GET {url}/v1/tokencake/state")
+        lines.append(f"  control API: POST {url}/v1/tokencake/events and /actions, GET {url}/v1/tokencake/state")
     return "\n".join(lines + recorded)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.support.mechanism import MemoryMechanism, Tokens
+from tokencake_sglang.core.actions import OUTCOMES as ACTION_OUTCOMES
+from tokencake_sglang.core.actions import ClientActions
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.controller import TIMER_SLACK, Controller
 from tokencake_sglang.core.types import AgentIdentity
@@ -86,6 +88,7 @@ class ControllerMachine(RuleBasedStateMachine):
         super().__init__()
         self.mechanism = MemoryMechanism()
         self.controller = Controller(TokenCakeConfig(**self.settings_used), self.mechanism)
+        self.actions = ClientActions(self.controller)
         self.model: dict[str, ModelAgent] = {}
         self.ended: set[str] = set()
         self.requests: dict[str, str] = {}  # rid -> key, of those that wait or run
@@ -165,6 +168,14 @@ class ControllerMachine(RuleBasedStateMachine):
         if self.model.pop(key, None) is not None:
             self.ended.add(key)
 
+    @rule(key=KEYS, kind=st.sampled_from(("retain", "demote", "prefetch", "release", "resume_estimate")),
+          seconds=st.sampled_from((0.0, 1.0, 30.0, 1e5)))
+    def a_client_asks_for_an_action(self, key, kind, seconds):
+        answer = self.actions.apply({"action": kind, "agent_id": key, "for_s": seconds, "resume_in_s": seconds})
+        assert answer["outcome"] in ACTION_OUTCOMES and answer["message"].endswith(".")
+        if self.knows_who_is_forgotten and key not in self.model:
+            assert answer["outcome"] == "missing"
+
     def send(self, event, answer_when_ended, answer) -> None:
         reply = self.controller.event(event)
         agent = self.model.get(event["agent_id"])
@@ -201,8 +212,9 @@ class ControllerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_controller_knows_every_lease_and_every_move_of_its_agents(self):
+        kept = {agent.key for agent in self.controller.agents if agent.key in self.controller.retention}
         leased = {agent.key for agent in self.controller.agents if agent.lease_until is not None}
-        assert set(self.mechanism.protected) == leased
+        assert set(self.mechanism.protected) == leased | kept and len(kept) == len(self.controller.retention)
         for agent in self.controller.agents:
             kinds = {self.mechanism.moves.get(agent.key)} | {d.kind for d in self.mechanism.done if d.key == agent.key}
             assert agent.move is None or agent.move in kinds
@@ -229,7 +241,7 @@ class ControllerMachine(RuleBasedStateMachine):
             for key in list(self.mechanism.moves):
                 self.mechanism.land(key)
             self.controller.step()
-        assert not self.mechanism.moves and not self.mechanism.protected
+        assert not self.mechanism.moves and not self.mechanism.protected and self.controller.retention.total == 0
         assert self.controller.next_wake is None
 
     def nothing_is_left_when_all_agents_have_finished(self) -> None:

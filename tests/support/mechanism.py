@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tokencake_sglang.core.plan import Action, Backup, CancelOffload, MoveDone, Offload, Outcome, Release, Upload
+from tokencake_sglang.core.plan import (
+    Action,
+    Backup,
+    CancelOffload,
+    MoveDone,
+    Offload,
+    Outcome,
+    Release,
+    Retain,
+    Upload,
+)
 from tokencake_sglang.core.types import Footprint, PoolView
 
 
@@ -55,6 +65,9 @@ class MemoryMechanism:
 
     def execute(self, key: str, action: Action) -> Outcome:
         self.log.append((key, action))
+        if isinstance(action, Retain):
+            self.protected[key] = None
+            return Outcome(True)
         if isinstance(action, Release):
             self.protected.pop(key, None)
             return Outcome(True)
@@ -72,7 +85,7 @@ class MemoryMechanism:
         if isinstance(action, Upload) and mine.count > action.max_tokens:
             return Outcome(False, reason="no_room")
         self.moves[key] = kind
-        if kind == "offload" or (isinstance(action, Upload) and action.lease_until is not None):
+        if isinstance(action, (Offload, Upload)) and action.lease_until is not None:
             self.protected[key] = None
         return Outcome(True, mine.count)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.forecast import Forecaster, make_forecaster
-from tokencake_sglang.core.stalls import CallTable
+from tokencake_sglang.core.stalls import CallTable, Reply
 from tokencake_sglang.core.types import AgentIdentity
 
 LIFECYCLES_KEPT = 64
@@ -24,6 +24,7 @@ class Agent:
     lifecycles: dict[str, None] = field(default_factory=dict)
     returned_at: float | None = None
     move: str | None = None
+    move_is_asked: bool = False  # a client asked for the move that is under way
     lease_until: float | None = None
     upload_ready: bool = False  # an upload of this stall has landed, and the tool is still out
     wake_at: float | None = None
@@ -69,6 +70,20 @@ class AgentTable:
             return self.agents.get(agent_id)
         key = self.by_lifecycle.get(lifecycle_id or "", lifecycle_id or "")
         return self.agents.get(key)
+
+    def unknown(self, event: str, agent_id: str | None, lifecycle_id: str | None) -> Reply:
+        """The answer to an event about an agent that is not known (any more)."""
+        name = agent_id or lifecycle_id
+        if not self.has_ended(agent_id, lifecycle_id):
+            return Reply(404, "unknown_agent", (
+                f"No request of agent {name!r} has been seen. Send the request with this id in its `tokencake`"
+                f" object first; ids are forgotten after {self.config.agent_idle_s:g} s of silence."))
+        if event == "agent_finished":
+            return Reply(200, "duplicate", f"Agent {name!r} had ended before; nothing changed.")
+        if event in ("stall_finished", "stage_finished"):
+            return Reply(200, "late_finish", f"Agent {name!r} has ended already.")
+        return Reply(409, "conflict", (
+            f"Agent {name!r} has ended; a stall cannot start after that. Its next request makes it known again."))
 
     def has_ended(self, agent_id: str | None, lifecycle_id: str | None) -> bool:
         return (agent_id or lifecycle_id or "") in self.ended

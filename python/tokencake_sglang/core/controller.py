@@ -17,6 +17,7 @@ from tokencake_sglang.core.forecast import Forecaster, make_forecaster
 from tokencake_sglang.core.plan import Action, Backup, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
 from tokencake_sglang.core.policy import make_policy
 from tokencake_sglang.core.records import StallRecords
+from tokencake_sglang.core.retention import Retention
 from tokencake_sglang.core.stalls import Reply
 from tokencake_sglang.core.types import AgentIdentity, AgentView, StallView
 
@@ -32,6 +33,7 @@ COUNTERS = (
     "offloads_started", "offloads_completed", "offloads_declined",
     "tokens_offloaded", "uploads_started", "uploads_completed", "uploads_on_time", "uploads_late",
     "uploads_declined", "tokens_uploaded", "leases_ended", "agents_ended", "agents_forgotten",
+    "actions_accepted", "actions_clipped", "actions_deferred", "actions_rejected", "actions_missing",
 )
 
 
@@ -45,6 +47,7 @@ class Controller:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.declined: dict[str, int] = {}
         self.records = StallRecords(config.stall_records)
+        self.retention = Retention()
         self.now = 0.0
         self.observe: Callable[[float, str, Decision, Outcome | None], None] = lambda *_: None
         self.queue_wait_s: Callable[[str], float] = lambda key: 0.0
@@ -76,7 +79,7 @@ class Controller:
             self._settle_upload(agent, stall_ended=ended > 0)
             self._record_return(agent, "request")
         agent.returned_at = None
-        self._mark_due(agent)
+        self.mark_due(agent)
 
     def request_ended(self, key: str, rid: str) -> None:
         """A request of this agent finished or was aborted."""
@@ -86,15 +89,14 @@ class Controller:
             return
         agent.rids.pop(rid, None)
         self.agents.touch(agent, self.now)
-        self._mark_due(agent)
+        self.mark_due(agent)
 
     def event(self, event: dict[str, Any]) -> Reply:
         """Fold one validated client event and answer it."""
         agent_id, lifecycle_id = event.get("agent_id"), event.get("lifecycle_id")
         agent = self.agents.find(agent_id, lifecycle_id)
-        name = agent_id or lifecycle_id
         if agent is None:
-            return self._unknown(event["event"], name, self.agents.has_ended(agent_id, lifecycle_id))
+            return self.agents.unknown(event["event"], agent_id, lifecycle_id)
         self.agents.touch(agent, self.now)
         if event["event"] == "agent_finished":
             self._end_agent(agent)
@@ -105,7 +107,7 @@ class Controller:
             reply = agent.calls.finish_stage(self.now, event.get("call_id"), event["stage"])
             self._learn(agent)
             if reply.result == "applied":
-                self._mark_due(agent)
+                self.mark_due(agent)
             return reply
         reply = agent.calls.finish(self.now, event.get("call_id"), event["outcome"])
         self._learn(agent)
@@ -115,7 +117,7 @@ class Controller:
                 agent.returned_at = self.now
                 self._settle_upload(agent, stall_ended=True)
                 self._record_return(agent, event["outcome"])
-            self._mark_due(agent)
+            self.mark_due(agent)
         return reply
 
     def _stall_started(self, agent: Agent, event: dict[str, Any]) -> Reply:
@@ -135,7 +137,7 @@ class Controller:
         stall = self.stall_view(agent)
         self.records.opened(self.now, agent.key, agent.identity.agent_type, stall.kind, stall.predicted_end)
         agent.returned_at = None
-        self._mark_due(agent)
+        self.mark_due(agent)
         back_in = stall.predicted_end - self.now
         return replace(reply, message=f"{reply.message} The agent is expected to go on in {back_in:.3g} s.")
 
@@ -146,6 +148,30 @@ class Controller:
         for agent in self.agents:
             agent.move = agent.lease_until = None
             agent.upload_ready = False
+        self.retention.clear()
+
+    # -- what clients ask for (core/actions.py) -------------------------------------------------------------
+
+    def carry_out(self, agent: Agent, action: Action, reason: str) -> Outcome:
+        """Have the mechanism carry out what a client asked for; policies do not take it back."""
+        view, pool, decision = self.view(agent), self.mechanism.pool(), Decision(action, reason)
+        outcome = self._execute(agent, action)
+        if outcome.accepted and isinstance(action, (Offload, Upload)):
+            agent.move_is_asked = True
+        self.observe(self.now, agent.key, decision, outcome)
+        self.records.decided(self.now, view, pool, decision, outcome)
+        return outcome
+
+    def end_retention(self, agent: Agent) -> bool:
+        """Its KV is kept no longer; whether it was. A lease of the policy's goes on."""
+        was_kept = self.retention.end(agent.key)
+        if was_kept and agent.lease_until is None:
+            self.mechanism.execute(agent.key, Release())
+        return was_kept
+
+    def mark_due(self, agent: Agent) -> None:
+        """Decide about it in the next step."""
+        self._due[agent.key] = None
 
     # -- the step -------------------------------------------------------------------------------------------
 
@@ -183,9 +209,10 @@ class Controller:
             agent.rids = {rid: None for rid in agent.rids if rid in self._live}
 
     def view(self, agent: Agent) -> AgentView:
+        move = "demotion" if agent.move == "offload" and agent.move_is_asked and not agent.rids else agent.move
         return AgentView(
             agent.key, agent.identity.agent_type, bool(agent.rids), self.stall_view(agent), agent.returned_at,
-            agent.move, agent.lease_until, self.mechanism.footprint(agent.key),
+            move, agent.lease_until, self.mechanism.footprint(agent.key),
             queue_wait_s=self.queue_wait_s(agent.key),
             offloaded_at=agent.offloaded_at, offloaded_tokens=agent.offloaded_tokens)
 
@@ -206,14 +233,20 @@ class Controller:
         self.mechanism.expect(agent.key, decision.next_use)
         wake_at, outcome = decision.wake_at, None
         if decision.action is not None:
-            outcome = self.mechanism.execute(agent.key, decision.action)
-            self._record(agent, decision.action, outcome)
+            outcome = self._execute(agent, decision.action)
             if not outcome.accepted:
                 retry_at = self.now + DECLINED_RETRY_S
                 wake_at = retry_at if wake_at is None else min(wake_at, retry_at)
                 self._end_lease_that_is_over(agent)
         self.observe(self.now, agent.key, decision, outcome)
         self.records.decided(self.now, view, pool, decision, outcome)
+        if agent.key in self.retention:
+            held = view.footprint.held_tokens
+            ending, until = self.retention.look(self.now, agent.key, held, pool.device_total)
+            for key in ending:
+                self.end_retention(self.agents.get(key))
+            if agent.key in self.retention:
+                wake_at = until if wake_at is None else min(wake_at, until)
         if agent.rids and wake_at is None:
             waits = agent.calls.open or agent.lease_until is not None
             wake_at = self.now + ACTIVE_RECHECK_S if waits else None  # its request may vanish without a word
@@ -222,7 +255,16 @@ class Controller:
     def _end_lease_that_is_over(self, agent: Agent) -> None:
         """A declined renewal does not prolong a lease."""
         if agent.lease_until is not None and self.now >= agent.lease_until:
-            self._record(agent, Release(), self.mechanism.execute(agent.key, Release()))
+            self._execute(agent, Release())
+
+    def _execute(self, agent: Agent, action: Action) -> Outcome:
+        """A lease that ends leaves what a client keeps."""
+        if isinstance(action, Release) and agent.key in self.retention:
+            outcome = Outcome(True)
+        else:
+            outcome = self.mechanism.execute(agent.key, action)
+        self._record(agent, action, outcome)
+        return outcome
 
     def _record(self, agent: Agent, action: Action, outcome: Outcome) -> None:
         kind = {Offload: "offload", Backup: "backup", Upload: "upload"}.get(type(action))
@@ -248,11 +290,11 @@ class Controller:
         agent = self.agents.get(key)
         if agent is None:
             return
-        agent.move = None
+        was_asked, agent.move, agent.move_is_asked = agent.move_is_asked, None, False
         if kind == "upload":
             if agent.calls.open:
                 agent.upload_ready = True
-            else:
+            elif not was_asked:
                 self.counters["uploads_late"] += 1
         elif tokens == 0:  # cancelled, or all of it is in use: not again in every step
             retry_at = self.now + DECLINED_RETRY_S
@@ -260,7 +302,7 @@ class Controller:
             return
         else:
             agent.offloaded_at, agent.offloaded_tokens = self.now, tokens
-        self._mark_due(agent)
+        self.mark_due(agent)
 
     def _settle_upload(self, agent: Agent, *, stall_ended: bool) -> None:
         """The tool is back: an upload that had landed before was on time."""
@@ -271,9 +313,6 @@ class Controller:
     def _record_return(self, agent: Agent, outcome: str) -> None:
         if self.records.is_open(agent.key):
             self.records.returned(self.now, agent.key, outcome, self.mechanism.footprint(agent.key))
-
-    def _mark_due(self, agent: Agent) -> None:
-        self._due[agent.key] = None
 
     def _sleep(self, agent: Agent, wake_at: float | None) -> None:
         agent.generation += 1
@@ -316,17 +355,6 @@ class Controller:
         self.records.gone(self.now, agent.key, "agent_finished" if ended else "forgotten")
         self.agents.remove(agent.key, ended=ended)
         self._due.pop(agent.key, None)
+        self.retention.end(agent.key)
         self.mechanism.forget(agent.key)
         self.on_agent_gone(agent.key)
-
-    def _unknown(self, event: str, name: str | None, ended: bool) -> Reply:
-        if not ended:
-            return Reply(404, "unknown_agent", (
-                f"No request of agent {name!r} has been seen. Send the request with this id in its `tokencake`"
-                f" object first; ids are forgotten after {self.config.agent_idle_s:g} s of silence."))
-        if event == "agent_finished":
-            return Reply(200, "duplicate", f"Agent {name!r} had ended before; nothing changed.")
-        if event in ("stall_finished", "stage_finished"):
-            return Reply(200, "late_finish", f"Agent {name!r} has ended already.")
-        return Reply(409, "conflict", (
-            f"Agent {name!r} has ended; a stall cannot start after that. Its next request makes it known again."))

@@ -11,9 +11,9 @@ from tokencake_sglang.core.types import AgentView, Footprint, PoolView
 @dataclass(frozen=True)
 class Offload:
     """Back up the agent's unshared KV where it is not yet, then take it off the device; until `lease_until` its
-    host copy is given up after all others. Replaces an earlier lease."""
+    host copy is given up after all others (None: it is not). Replaces an earlier lease."""
 
-    lease_until: float
+    lease_until: float | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,12 @@ class Release:
     """End the agent's lease; its KV stays where it is, without protection."""
 
 
-Action = Offload | Backup | CancelOffload | Upload | Release
+@dataclass(frozen=True)
+class Retain:
+    """Give the agent's KV up after all others, on the device and on the host, until a Release."""
+
+
+Action = Offload | Backup | CancelOffload | Upload | Release | Retain
 
 
 @dataclass(frozen=True)

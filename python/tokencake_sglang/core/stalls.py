@@ -7,7 +7,7 @@ before (published port: applied, duplicate, late_finish, conflict).
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokencake_sglang.core.forecast import Forecast, Forecaster, Stages, latest, stage_kind
 from tokencake_sglang.core.types import StallView
@@ -45,6 +45,7 @@ class Call:
     stages: StageList = ()
     finished_stages: dict[str, None] = field(default_factory=dict)
     stage_began_at: float | None = None  # when a stage finished last; None: none has
+    revised: tuple[float, float] | None = None  # when its client said anew how long it takes from then on, and that
     ended_by: str | None = None  # "finish", "request" or "silence"; None while it is open
     outcome: str | None = None
     inferred: bool = False  # from an answer, not told by the client
@@ -63,6 +64,10 @@ class Call:
         return tuple(stage for stage in self.stages if stage[0] not in self.finished_stages)
 
     def forecast(self, now: float, forecaster: Forecaster, agent_type: str | None) -> Forecast:
+        if self.revised is not None:
+            at, left_s = self.revised
+            rest = forecaster.predict(agent_type, self.kind, left_s, None, now - at)
+            return replace(rest, expected_s=rest.expected_s + (at - self.started_at))
         stages = None
         if self.stages:
             since = None if self.stage_began_at is None else now - self.stage_began_at
@@ -120,6 +125,19 @@ class CallTable:
                 f"Call {call_id!r} ended before with outcome {ended.outcome!r}, now {outcome!r} was sent."
                 " The first stands."))
         return Reply(200, "duplicate", f"Call {call_id!r} was finished before with the same content.")
+
+    def revise(self, now: float, call_id: str | None, left_s: float) -> Reply:
+        """The client of an open call expects it to end in `left_s` seconds. What is learnt from the call's end is
+        about its first estimate."""
+        if call_id is None:
+            if len(self.open) > 1:
+                return self._which_one()
+            call_id = next(iter(self.open), None)
+        call = self.open.get(call_id) if call_id is not None else None
+        if call is None:
+            return Reply(409, "conflict", f"No open call has the id {call_id!r}. Send the id of a call that is open.")
+        call.revised = now, left_s
+        return Reply(200, "applied", f"Call {call_id!r} is expected to end in {left_s:.3g} s.")
 
     def finish_stage(self, now: float, call_id: str | None, stage: str) -> Reply:
         """A stage of an open call is over; stages may finish in any order, and the next begins then."""

@@ -56,6 +56,11 @@ class Footprint:
     path_tokens: int = 0  # length of its latest path, on whichever tier
     backed_up_tokens: int = 0  # of the unshared ones on the device, those with a host copy: they leave without a copy
 
+    @property
+    def held_tokens(self) -> int:
+        """On the tier that holds more of them."""
+        return max(self.device_tokens, self.host_tokens)
+
 
 @dataclass(frozen=True)
 class WaitingView:
@@ -112,7 +117,8 @@ class AgentView:
     active: bool
     stall: StallView | None
     returned_at: float | None  # when its last stall ended, if no request has come since
-    move: str | None  # "offload" or "upload" while one is under way
+    move: str | None  # "offload", "backup" or "upload" while one is under way; "demotion": an offload that a client
+    # asked for, which is not taken back
     lease_until: float | None
     footprint: Footprint
     importance: float = 0.0  # 0 to 10, by its place in the application's graph; 0 where no graph is known

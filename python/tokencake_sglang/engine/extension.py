@@ -9,6 +9,7 @@ from typing import Any
 from sglang.srt.managers.scheduler_extension import SchedulerExtension
 from sglang.utils import TypeBasedDispatcher
 
+from tokencake_sglang.core.actions import ClientActions
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.controller import Controller
 from tokencake_sglang.core.costs import Costs
@@ -38,6 +39,7 @@ class TokenCakeExtension(SchedulerExtension):
             fence_copies(self.cache.cache_controller, scheduler.forward_stream, self.cache.freed_under_pass)
         self.mover = KvMover(self.cache, scheduler)
         self.controller = Controller(config, self.mover)
+        self.actions = ClientActions(self.controller)
         if self.controller.policy.reads_waiting:
             self.mover.waiting_viewed = WAITING_VIEWED
         self.cache.worth.now = lambda: self.controller.now
@@ -121,6 +123,8 @@ class TokenCakeExtension(SchedulerExtension):
         payload = json.loads(req.payload)
         if req.op == "state":
             status, body = 200, state_report(self, payload.get("agents", 100), payload.get("stalls", 0))
+        elif req.op == "actions":
+            status, body = 200, {"outcomes": [self.actions.apply(action) for action in payload["actions"]]}
         elif req.op == "save":
             if self.history is not None:
                 self.history.flush()

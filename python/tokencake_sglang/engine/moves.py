@@ -13,7 +13,17 @@ from typing import Any
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
 from tokencake_sglang.core.costs import Costs
-from tokencake_sglang.core.plan import Action, Backup, CancelOffload, MoveDone, Offload, Outcome, Release, Upload
+from tokencake_sglang.core.plan import (
+    Action,
+    Backup,
+    CancelOffload,
+    MoveDone,
+    Offload,
+    Outcome,
+    Release,
+    Retain,
+    Upload,
+)
 from tokencake_sglang.core.types import Footprint, PoolView, WaitingView
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.owners import RANK_ORDINARY, owners_of
@@ -97,14 +107,19 @@ class KvMover:
 
     def execute(self, key: str, action: Action) -> Outcome:
         self._pool = None
+        if isinstance(action, (Offload, Backup, Upload)) and (key in self.offloads or key in self.uploads):
+            return Outcome(False, reason="a move is under way")
         if isinstance(action, Offload):
-            return self._start_offload(key)
+            return self._start_offload(key, protect=action.lease_until is not None)
         if isinstance(action, Backup):
             return self._start_backup(key)
         if isinstance(action, Upload):
             return self._start_upload(key, action)
         if isinstance(action, CancelOffload):
             return self._cancel_offload(key)
+        if isinstance(action, Retain):
+            self.cache.owners.protected[key] = None
+            return Outcome(True)
         assert isinstance(action, Release)
         self.cache.owners.unprotect(key)
         return Outcome(True)
@@ -147,9 +162,7 @@ class KvMover:
 
     # -- offload --------------------------------------------------------------------------------------------
 
-    def _start_offload(self, key: str) -> Outcome:
-        if key in self.offloads or key in self.uploads:
-            return Outcome(False, reason="a move is under way")
+    def _start_offload(self, key: str, protect: bool) -> Outcome:
         nodes = [n for n in self.cache.owners.unshared(key) if n.value is not None]
         nodes.sort(key=self.cache.get_height)
         missing = self._without_host_copy(nodes)
@@ -166,13 +179,12 @@ class KvMover:
         if not any(n.backuped for n in nodes):
             return Outcome(False, reason="nothing_to_move" if not nodes else "host_full")
         self.offloads[key] = _Offload(nodes)
-        self.cache.owners.protected[key] = None
+        if protect:
+            self.cache.owners.protected[key] = None
         return Outcome(True, sum(len(n.key) for n in nodes))
 
     def _start_backup(self, key: str) -> Outcome:
         """Copies of what is worth more than what has to leave the host for it, root side first."""
-        if key in self.offloads or key in self.uploads:
-            return Outcome(False, reason="a move is under way")
         nodes = [n for n in self.cache.owners.unshared(key) if n.value is not None]
         copied = []
         for node in self._without_host_copy(nodes):
@@ -258,8 +270,6 @@ class KvMover:
     # -- upload ---------------------------------------------------------------------------------------------
 
     def _start_upload(self, key: str, action: Upload) -> Outcome:
-        if key in self.offloads or key in self.uploads:
-            return Outcome(False, reason="a move is under way")
         if self.cache.loads_in_flight() >= self._load_slots():
             return Outcome(False, reason="load_slots_busy")
         quota = min(action.max_tokens, self._room_beside_what_runs())

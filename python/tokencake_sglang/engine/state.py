@@ -29,12 +29,14 @@ def state_report(extension: TokenCakeExtension, max_agents: int, max_stalls: int
         "chunks_parked": extension.parking.parked,
         "counters": dict(controller.counters),
         "declined": dict(controller.declined),
+        "actions": list(extension.actions.recent)[::-1],
         "stalls": [record.report() for record in controller.records.newest(max_stalls)],
         "stall_totals": dict(controller.records.totals),
     }
 
 
 def _agent_report(extension: TokenCakeExtension, agent: Agent) -> dict[str, Any]:
+    controller = extension.controller
     footprint = extension.mover.footprint(agent.key)
     return {
         "agent": agent.key,
@@ -48,6 +50,7 @@ def _agent_report(extension: TokenCakeExtension, agent: Agent) -> dict[str, Any]
         "open_calls": [_call_report(extension, agent, call) for call in agent.calls.open.values()],
         "move": agent.move,
         "lease_until": agent.lease_until,
+        "kept_until": controller.retention.until(agent.key),
         "tokens": asdict(footprint),
     }
 

@@ -16,6 +16,7 @@ import orjson
 
 from tokencake_sglang.core.errors import MetadataError
 from tokencake_sglang.server.dialects import resolve
+from tokencake_sglang.server.hints import Hints, HintSender, find_hints
 from tokencake_sglang.server.infer import AgentEnds, header_hints, may_speak
 from tokencake_sglang.server.routes import Gateway, error_body
 from tokencake_sglang.server.schema import parse_metadata, parse_request_metadata
@@ -56,6 +57,7 @@ class AgentIdentityMiddleware:
         self.infer = infer
         self.ends = None if gateway is None else AgentEnds(gateway)
         self.stalls = stalls
+        self.hints = None if gateway is None or not infer else HintSender(gateway)
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT") or _path(scope) not in PATHS:
@@ -70,6 +72,9 @@ class AgentIdentityMiddleware:
         except MetadataError as error:
             await _refuse(send, str(error))
             return
+        hints = Hints() if self.hints is None else find_hints(body, carried.metadata)
+        if self.hints is not None:
+            self.hints.send(hints.at_once)
         if carried.body is not None:
             scope = _with_length(scope, len(carried.body))
             messages = [{"type": "http.request", "body": carried.body, "more_body": False}]
@@ -83,6 +88,8 @@ class AgentIdentityMiddleware:
         finally:
             if carried.exchange is not None:
                 carried.exchange.end()
+            if self.hints is not None:
+                self.hints.send(hints.afterwards)
             if carried.ends is not None and self.ends is not None:
                 self.ends.end(carried.ends)
 
@@ -98,7 +105,8 @@ class AgentIdentityMiddleware:
         resolved = resolve(path, hints, values)
         metadata, exchange = resolved.metadata(), None
         if turns and (metadata is not None or offers_tools(body)):
-            exchange = self.stalls.begin(path, values, resolved.agent_id, estimate_s=resolved.expected_tool_s, final=resolved.final)
+            exchange = self.stalls.begin(path, values, resolved.agent_id, estimate_s=resolved.expected_tool_s,
+                                         final=resolved.final)
             metadata = {**resolved.of_conversation(exchange.agent_id).metadata(), **exchange.metadata}
         return Carried(metadata=metadata, ends=resolved.agent_id if resolved.final else None, exchange=exchange)
 

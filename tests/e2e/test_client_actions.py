@@ -1,0 +1,92 @@
+"""Actions, tool events and the Python client against one real server, and whatever else clients may put into a request."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.support.scenario import tokens
+from tests.support.server import ServerProcess
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+FLAGS = ("--max-total-tokens", "4096", "--hicache-ratio", "2", "--enable-tokencake",
+         "--tokencake-min-offload-tokens", "16")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ServerProcess(*FLAGS, module="tokencake_sglang.launch_server") as server:
+        yield server
+        assert server.process.poll() is None, server.log_tail()
+        assert "Traceback" not in server.log(), server.log_tail()
+
+
+def state(server: ServerProcess) -> dict:
+    return json.loads(server.get("/v1/tokencake/state")[1])
+
+
+def agent(server: ServerProcess, key: str) -> dict:
+    return {a["agent"]: a for a in state(server)["agents"]}[key]
+
+
+def wait_for(condition, limit_s: float = 30.0):
+    deadline = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+    return found
+
+
+def act(server: ServerProcess, action_type: str, key: str, **payload: object) -> dict:
+    status, text = server.post("/v1/tokencake/actions", {"protocol_version": "0.1", "message_id": "m", "actions": [
+        {"action_id": "a", "action_type": action_type, "action_version": "1",
+         "payload": {"agent_id": key, **payload}}]})
+    assert status == 200, text
+    return json.loads(text)["outcomes"][0]
+
+
+def ask(server: ServerProcess, prompt: list[int], **fields: object) -> list[int]:
+    return server.generate(prompt, 8, sampling_params={"ignore_eos": True}, **fields)["output_ids"]
+
+
+def test_kv_goes_to_the_host_and_comes_back_when_a_client_asks_and_the_output_stays_the_same(server):
+    prompt = tokens("demoted", 300)
+    first = ask(server, prompt, tokencake={"agent_id": "moved"})
+    assert act(server, "kv.demote", "moved")["outcome"] == "accepted"
+    wait_for(lambda: agent(server, "moved")["tokens"]["unshared_device_tokens"] == 0)
+    assert agent(server, "moved")["tokens"]["host_tokens"] > 300
+    assert act(server, "kv.prefetch", "moved")["outcome"] == "accepted"
+    wait_for(lambda: agent(server, "moved")["tokens"]["restore_tokens"] == 0)
+    assert ask(server, prompt, tokencake={"agent_id": "moved"}) == first
+
+
+def test_kept_kv_survives_what_others_need_and_never_stops_them(server):
+    kept, status = tokens("kept", 600), agent
+    ask(server, kept, tokencake={"agent_id": "kept"})
+    answer = act(server, "kv.retain", "kept", ttl_seconds=90_000 - 3600)
+    assert answer["outcome"] == "clipped" and status(server, "kept")["kept_until"] == answer["until"]
+    for turn in range(8):
+        ask(server, tokens(f"crowd {turn}", 1000))
+    assert status(server, "kept")["tokens"]["device_tokens"] > 600
+    assert act(server, "kv.release", "kept")["outcome"] == "accepted"
+    ask(server, tokens("everything", 3900))
+    assert status(server, "kept")["tokens"]["device_tokens"] < 600
+
+
+def test_actions_in_a_request_are_carried_out_after_its_answer_and_change_no_output(server):
+    prompt = tokens("hinted", 300)
+    plain = ask(server, prompt)
+    hints = {"protocol_version": "0.1", "message_id": "m", "actions": [
+        {"action_id": "a", "action_type": "signal.tool_wait", "action_version": "1",
+         "payload": {"tool_name": "search", "expected_tool_duration_ms": 60_000, "tool_call_id": "c9"}},
+        {"action_id": "b", "action_type": "kv.retain", "action_version": "1", "payload": {"ttl_seconds": 60}}]}
+    assert ask(server, prompt, session_id="hinted", kv_hints=hints) == plain
+    found = wait_for(lambda: agent(server, "hinted")["kept_until"] and agent(server, "hinted"))
+    assert [(call["call_id"], call["kind"]) for call in found["open_calls"]] == [("c9", "search")]
+    assert act(server, "signal.resume_estimate", "hinted", resume_in_s=600, call_id="c9")["outcome"] == "accepted"
+    assert agent(server, "hinted")["open_calls"][0]["remaining_s"]["0.5"] > 200
+    chat = {"messages": [{"role": "user", "content": "Plan."}], "max_tokens": 4, "kv_hints": hints}
+    assert server.chat(**chat, session_id="hinted")["choices"] == server.chat(**chat)["choices"]
