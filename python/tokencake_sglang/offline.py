@@ -96,6 +96,10 @@ class Engine(SGLangEngine):
         """The agent has ended: identity only."""
         return self._event("agent_finished", fields)
 
+    def program_finished(self, **fields: Any) -> dict[str, Any]:
+        """The run that the agent belongs to has ended: identity only."""
+        return self._event("program_finished", fields)
+
     def shutdown(self) -> None:
         """As `sglang.Engine.shutdown`, which kills the scheduler; what it has learnt is saved before, if it can be."""
         if self.__dict__.get("_gateway") is not None and self.tokencake.history:

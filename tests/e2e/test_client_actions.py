@@ -1,4 +1,4 @@
-"""Actions, tool events and the Python client against one real server, and whatever else clients may put into a request."""
+"""Actions, tool events and the Python client against one real server, and odd values in what clients say."""
 
 from __future__ import annotations
 
@@ -90,3 +90,18 @@ def test_actions_in_a_request_are_carried_out_after_its_answer_and_change_no_out
     assert agent(server, "hinted")["open_calls"][0]["remaining_s"]["0.5"] > 200
     chat = {"messages": [{"role": "user", "content": "Plan."}], "max_tokens": 4, "kv_hints": hints}
     assert server.chat(**chat, session_id="hinted")["choices"] == server.chat(**chat)["choices"]
+
+
+def test_what_a_request_says_of_parents_times_and_lengths_takes_effect_and_changes_no_output(server):
+    prompt = tokens("lead", 200)
+    plain = ask(server, prompt)
+    assert ask(server, prompt, session_id="lead") == plain
+    hints = {"agent_hints": {"priority": 9, "osl": 8}, "cache_control": {"type": "ephemeral", "ttl": "5m"},
+             "agent_context": {"session_id": "sub", "parent_session_id": "lead"}}
+    assert ask(server, prompt, nvext=hints) == plain
+    sub = agent(server, "sub")
+    assert (sub["parent"], sub["program"]) == ("lead", "lead")
+    assert 200 < sub["used_until"] - state(server)["now"] <= 300
+    last = {"vllm_xargs": {"job_id": "lead", "is_last_step": True}}
+    assert ask(server, prompt, **last) == plain
+    wait_for(lambda: not {"lead", "sub"} & {a["agent"] for a in state(server)["agents"]})

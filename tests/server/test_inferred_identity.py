@@ -82,9 +82,10 @@ def metadata(path: str, body: dict, headers=None, **kwargs):
 @pytest.mark.parametrize("path", sorted(PATHS))
 @pytest.mark.parametrize(("body", "headers", "expected"), [
     ({"messages": []}, {"X-Claude-Code-Session-Id": "c", "X-Claude-Code-Agent-Id": "a"},
-     {"agent_id": "c/a", "graph_id": "c", "program_id": "c"}),
+     {"agent_id": "c/a", "graph_id": "c", "parent_agent_id": "c", "program_id": "c"}),
     ({"text": "häßlich 智", "priority": 3, "session_id": "s"}, None, {"agent_id": "s"}),
-    ({"nvext": {"agent_context": {"session_id": "n"}, "agent_hints": {"priority": 9}}}, None, {"agent_id": "n"}),
+    ({"nvext": {"agent_context": {"session_id": "n"}, "agent_hints": {"priority": 9}}}, None,
+     {"agent_id": "n", "priority": "9"}),
     ({"prompt": ["x", "y"], "n": 2, "prompt_cache_key": "k"}, DYNAMO,
      {"agent_id": "s1", "app_id": "k", "program_id": "s1"}),
     ({"tokencake": None, "session_id": "s"}, None, {"agent_id": "s"}),
@@ -208,7 +209,6 @@ ENDED = [("event", {"event": "agent_finished", "agent_id": "s1"})]
 
 @pytest.mark.parametrize(("headers", "body"), [
     (FINAL, {"messages": []}),
-    (None, {"vllm_xargs": {"job_id": "s1", "is_last_step": True}}),
     (None, {"nvext": {"session_control": {"session_id": "s1", "action": "close"}}}),
     (DYNAMO, {"nvext": {"session_control": {"action": "close"}}}),
 ])
@@ -216,6 +216,14 @@ def test_the_agent_is_ended_after_its_last_request(headers, body):
     gateway = MemoryGateway()
     assert metadata(CHAT, body, headers, gateway=gateway) == {"agent_id": "s1"}
     assert gateway.calls == ENDED
+
+
+def test_the_program_is_ended_after_its_last_step():
+    gateway = MemoryGateway()
+    assert metadata(CHAT, {"vllm_xargs": {"job_id": "s1", "is_last_step": True}}, gateway=gateway) == {"agent_id": "s1"}
+    assert gateway.calls == [("event", {"event": "program_finished", "agent_id": "s1"})]
+    metadata(CHAT, {"vllm_xargs": {"job_id": "s1", "is_last_step": False}}, gateway=gateway)
+    assert len(gateway.calls) == 1
 
 
 @pytest.mark.parametrize(("headers", "body"), [

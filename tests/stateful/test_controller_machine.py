@@ -13,7 +13,8 @@ from tests.support.mechanism import MemoryMechanism, Tokens
 from tokencake_sglang.core.actions import OUTCOMES as ACTION_OUTCOMES
 from tokencake_sglang.core.actions import ClientActions
 from tokencake_sglang.core.config import TokenCakeConfig
-from tokencake_sglang.core.controller import TIMER_SLACK, Controller
+from tokencake_sglang.core.controller import Controller
+from tokencake_sglang.core.timers import TIMER_SLACK
 from tokencake_sglang.core.types import AgentIdentity
 
 KEYS = st.sampled_from(("a", "b", "c"))
@@ -171,7 +172,8 @@ class ControllerMachine(RuleBasedStateMachine):
     @rule(key=KEYS, kind=st.sampled_from(("retain", "demote", "prefetch", "release", "resume_estimate")),
           seconds=st.sampled_from((0.0, 1.0, 30.0, 1e5)))
     def a_client_asks_for_an_action(self, key, kind, seconds):
-        answer = self.actions.apply({"action": kind, "agent_id": key, "for_s": seconds, "resume_in_s": seconds})
+        times = {"for_s": seconds, "resume_in_s": min(seconds, 30.0)}
+        answer = self.actions.apply({"action": kind, "agent_id": key, **times})
         assert answer["outcome"] in ACTION_OUTCOMES and answer["message"].endswith(".")
         if self.knows_who_is_forgotten and key not in self.model:
             assert answer["outcome"] == "missing"

@@ -40,8 +40,9 @@ class Device(RuleBasedStateMachine):
     # -- what happens ---------------------------------------------------------------------------------------
 
     @rule(target=requests, program=st.sampled_from(["", "a", "b", "c", "d"]), agent=st.sampled_from("xy"),
-          tenant=st.sampled_from(["", "other"]), prompt=st.integers(1, 200), output=st.integers(1, 60))
-    def a_request_comes(self, program, agent, tenant, prompt, output):
+          tenant=st.sampled_from(["", "other"]), prompt=st.integers(1, 200), output=st.integers(1, 60),
+          expected=st.sampled_from([None, 1, 10**6]), priority=st.sampled_from([0, 50, 99]))
+    def a_request_comes(self, program, agent, tenant, prompt, output, expected=None, priority=0):
         self.number += 1
         rid, key = f"r{self.number}", program and f"{program}{agent}"
         if key:
@@ -50,7 +51,7 @@ class Device(RuleBasedStateMachine):
         self.left[rid] = self.plan[rid] = output
         self.size[rid], self.program_of[rid] = prompt, program
         self.spatial.request_added(self.now, Waiting(
-            rid, program, key, agent, program, tenant, prompt, output), self.state)
+            rid, program, key, agent, program, tenant, prompt, output, expected, priority), self.state)
         self.queue.append(rid)
         return multiple(rid)
 

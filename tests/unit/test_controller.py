@@ -12,10 +12,10 @@ from tokencake_sglang.core.controller import (
     ACTIVE_RECHECK_S,
     DECISIONS_PER_STEP,
     DECLINED_RETRY_S,
-    TIMER_SLACK,
     Controller,
 )
 from tokencake_sglang.core.plan import CancelOffload, Offload, Release, Upload
+from tokencake_sglang.core.timers import TIMER_SLACK
 from tokencake_sglang.core.types import AgentIdentity
 
 

@@ -50,6 +50,29 @@ def test_kv_of_an_agent_with_a_request_is_used_now(move, action):
     assert (decision.action, decision.next_use, decision.wake_at) == (action, NOW, None)
 
 
+@pytest.mark.parametrize(("now", "next_use", "wake_at"), [
+    (100.0, 100.0, 100.25),  # its answer has just ended: no rest yet
+    (110.0, 120.0, 115.0),  # as long as it has rested
+    (130.0, 160.0, 145.0),
+    (150.0, 185.0, 167.5),  # the middle of what is left, which is nearer
+    (219.8, 219.9, 220.0),
+])
+def test_idle_kv_within_its_time_is_expected_as_long_as_it_has_rested_or_at_the_middle_of_the_rest(
+        now, next_use, wake_at):
+    decision = decide(replace(WAITS, idle_since=100.0, used_until=220.0), now=now)
+    assert decision.next_use == pytest.approx(next_use) and decision.wake_at == pytest.approx(wake_at)
+    assert decision.action is None
+
+
+def test_idle_kv_whose_time_is_over_is_ordinary():
+    decision = decide(replace(WAITS, idle_since=100.0, used_until=NOW))
+    assert (decision.next_use, decision.wake_at) == (None, None)
+
+
+def test_idle_kv_within_its_time_gets_its_copy_as_other_kv():
+    assert decide(replace(WAITS, idle_since=100.0, used_until=220.0, footprint=UNCOPIED)).action == Backup()
+
+
 def test_waiting_kv_is_expected_at_the_median_and_looked_at_again_half_way():
     decision = decide(waits(30.0, 60.0))
     assert (decision.action, decision.next_use, decision.wake_at) == (None, NOW + 60.0, NOW + 29.9)

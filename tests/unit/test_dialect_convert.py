@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tokencake_sglang.core.hints import RequestHints
 from tokencake_sglang.core.types import IDENTITY_FIELDS
 from tokencake_sglang.server.dialects import HEADER_NAMES, convert, resolve
 from tokencake_sglang.server.dialects.resolver import DIALECTS, Resolved
@@ -119,8 +120,13 @@ def test_whatever_is_sent_is_understood_within_its_bounds_or_ignored(path, heade
     assert type(found.final) is bool and type(found.last_step) is bool
     assert set(found.sources) <= {field.name for field in fields(Resolved)} | set(IDENTITY_FIELDS)
     if found.metadata() is not None:
-        identity = {name: value for name, value in found.metadata().items() if name != "program_id"}
-        assert parse_metadata(identity) == identity
+        metadata = found.metadata()
+        assert all(type(value) is str and len(value) <= 256 for value in metadata.values())
+        identity = {name: value for name, value in metadata.items() if name in IDENTITY_FIELDS}
+        assert parse_metadata(identity) == identity == found.identity
+        hints = RequestHints.from_metadata(metadata)
+        assert hints.expected_output_tokens == found.expected_output_tokens and hints.priority == (found.priority or 0)
+        assert hints.cache_ttl_s == (found.cache_ttl_s or None)
 
 
 def test_the_identity_fields_are_those_of_the_native_object():

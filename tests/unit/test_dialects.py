@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import pytest
 
+from tokencake_sglang.core.hints import RequestHints
 from tokencake_sglang.core.types import IDENTITY_FIELDS, AgentIdentity
 from tokencake_sglang.server.dialects import HEADER_NAMES, NEEDLES, Resolved, resolve
 from tokencake_sglang.server.dialects.resolver import DIALECTS
@@ -272,6 +273,7 @@ def test_two_end_users_are_two_agents_though_they_use_the_same_names(make):
     ({}, {"tokencake": {"agent_id": "a", "app_id": "run-7", "graph_id": "g"}}, "run-7"),
     ({}, {"tokencake": {"agent_id": "a"}}, "a"),
     ({"x-session-id": "s"}, {"prompt_cache_key": "shared by all"}, "s"),
+    ({"x-session-id": "s", "x-parent-session-id": "p"}, {}, "p"),
     ({"x-claude-code-session-id": "c", "x-claude-code-agent-id": "sub"}, {}, "c"),
     ({}, {"session_id": "s"}, "s"),
 ])
@@ -280,7 +282,15 @@ def test_the_program_is_one_run_and_never_what_other_stacks_call_an_app(headers,
     assert identity.program == program
 
 
+def test_what_else_is_said_goes_along_as_texts():
+    found = resolve(CHAT, {"x-session-id": "s"}, {"nvext": {
+        "agent_hints": {"priority": 7, "osl": 256}, "cache_control": {"type": "ephemeral", "ttl": "5m"}}})
+    metadata = found.metadata()
+    assert metadata == {"agent_id": "s", "priority": "7", "expected_output_tokens": "256", "cache_ttl_s": "300.0"}
+    assert RequestHints.from_metadata(metadata) == RequestHints(7, 256, 300.0)
+
+
 def test_the_metadata_are_the_identity_fields_that_were_given():
     found = resolve(CHAT, {"x-session-id": "s", "x-parent-session-id": "p"}, {"prompt_cache_key": "k"})
-    assert found.metadata() == {"agent_id": "s", "app_id": "k", "program_id": "s"}
+    assert found.metadata() == {"agent_id": "s", "app_id": "k", "parent_agent_id": "p", "program_id": "p"}
     assert set(resolve(CHAT, {}, BODIES["TokenCake"][0]).metadata()) == set(IDENTITY_FIELDS)

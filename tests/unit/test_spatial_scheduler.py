@@ -14,12 +14,12 @@ class Server:
         self.queue: list[str] = []
         self.now = 0.0
 
-    def add(self, *rids, prompt=100, output=10, tenant=""):
+    def add(self, *rids, prompt=100, output=10, tenant="", **fields):
         for rid in rids:
             program = rid.split(".")[0] if "." in rid else ""
             self.spatial.request_added(self.now, Waiting(
                 rid, program, agent=program and f"agent of {program}", tenant=tenant, prompt_tokens=prompt,
-                max_new_tokens=output), lambda agent: None)
+                max_new_tokens=output, **fields), lambda agent: None)
             self.queue.append(rid)
 
     def order(self):
@@ -44,6 +44,36 @@ class TestOrder:
         server = Server()
         server.add("a.1", "b.1", "a.2", "b.2")
         assert server.order() == ["a.1", "a.2", "b.1", "b.2"]
+
+    def test_a_priority_counts_among_the_requests_of_one_program_only(self):
+        server = Server()
+        server.add("a.1", "b.1", "a.2")
+        server.add("b.2", "chat", "a.3", priority=99)
+        assert [rid for rid in server.order() if rid != "chat"] == ["a.3", "a.1", "a.2", "b.2", "b.1"]
+
+    def test_no_priority_of_others_keeps_a_request_waiting_beyond_the_seniority(self):
+        server = Server(seniority_s=60.0)
+        server.add("a.old")
+        server.now = 30.0
+        server.add("a.1", priority=99)
+        assert server.order() == ["a.1", "a.old"]
+        server.now = 60.5
+        server.add("a.2", priority=99)
+        assert server.order() == ["a.old", "a.1", "a.2"]
+
+    def test_an_expected_output_is_what_a_request_is_charged_for_until_it_has_ended(self):
+        def charged(**fields):
+            server = Server()
+            server.add("a.1", output=1000, **fields)
+            server.order()
+            server.admit("a.1")
+            before = server.spatial.shares.times()["", "agents"]
+            server.end("a.1", output=500)
+            return before, server.spatial.shares.times()["", "agents"]
+
+        guessed, told, too_many = charged(), charged(expected_tokens=500), charged(expected_tokens=10**9)
+        assert told[0] == told[1] == guessed[1] == too_many[1] and guessed[0] < told[0] < too_many[0]
+        assert too_many[0] == charged(expected_tokens=1000)[0]
 
     def test_nothing_is_computed_again_while_nothing_has_changed(self):
         server = Server()

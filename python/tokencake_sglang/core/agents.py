@@ -33,6 +33,16 @@ class Agent:
     generation: int = 0
     requests: int = 0
     tells_calls: bool = False  # its client reports tool calls, so that none is inferred
+    program: str = ""
+    idle_since: float | None = None  # when its last request ended
+    cache_ttl_s: float | None = None  # of its last request: how long after it the KV is expected to be used
+
+    @property
+    def used_until(self) -> float | None:
+        """Until then its client expects its KV to be used again."""
+        if self.idle_since is None or self.cache_ttl_s is None or self.rids:
+            return None
+        return self.idle_since + self.cache_ttl_s
 
     @property
     def key(self) -> str:
@@ -53,6 +63,7 @@ class AgentTable:
         self.forecaster = forecaster or make_forecaster(config)
         self.agents: OrderedDict[str, Agent] = OrderedDict()
         self.by_lifecycle: dict[str, str] = {}
+        self.programs: dict[str, dict[str, None]] = {}  # program -> its agents
         self.ended: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -78,7 +89,7 @@ class AgentTable:
             return Reply(404, "unknown_agent", (
                 f"No request of agent {name!r} has been seen. Send the request with this id in its `tokencake`"
                 f" object first; ids are forgotten after {self.config.agent_idle_s:g} s of silence."))
-        if event == "agent_finished":
+        if event in ("agent_finished", "program_finished"):
             return Reply(200, "duplicate", f"Agent {name!r} had ended before; nothing changed.")
         if event in ("stall_finished", "stage_finished"):
             return Reply(200, "late_finish", f"Agent {name!r} has ended already.")
@@ -92,8 +103,9 @@ class AgentTable:
         """Know this agent from now on (or again) and remember the request's lifecycle id."""
         agent = self.agents.get(identity.key)
         if agent is None:
-            agent = Agent(identity, CallTable(), now)
+            agent = Agent(identity, CallTable(), now, program=self.program_of(identity))
             self.agents[identity.key] = agent
+            self.programs.setdefault(agent.program, {})[agent.key] = None
             self.ended.pop(identity.key, None)
         agent.identity = identity
         self.touch(agent, now)
@@ -101,6 +113,11 @@ class AgentTable:
             self.ended.pop(identity.lifecycle_id, None)
             self._remember_lifecycle(agent, identity.lifecycle_id)
         return agent
+
+    def program_of(self, identity: AgentIdentity) -> str:
+        """The program of a known agent; of a new one its parent's, if that is known, else what it says itself."""
+        known = self.agents.get(identity.key) or self.agents.get(identity.parent_agent_id or "")
+        return identity.program if known is None else known.program
 
     def touch(self, agent: Agent, now: float) -> None:
         agent.last_seen = now
@@ -110,6 +127,9 @@ class AgentTable:
         agent = self.agents.pop(key, None)
         if agent is None:
             return None
+        self.programs[agent.program].pop(key)
+        if not self.programs[agent.program]:
+            del self.programs[agent.program]
         for lifecycle_id in agent.lifecycles:
             if self.by_lifecycle.get(lifecycle_id) == key:
                 del self.by_lifecycle[lifecycle_id]
@@ -129,6 +149,7 @@ class AgentTable:
             return oldest
         stall = oldest.calls.view(now, self.forecaster, oldest.identity.agent_type)
         quiet_since = max(oldest.last_seen, stall.predicted_end) if stall else oldest.last_seen
+        quiet_since = max(quiet_since, (oldest.used_until or 0.0) - self.config.agent_idle_s)
         if now - oldest.last_seen < self.config.agent_idle_s:
             return None
         if oldest.move is not None or now - quiet_since < self.config.agent_idle_s:

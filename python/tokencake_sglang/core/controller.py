@@ -6,35 +6,27 @@ tensor-parallel rank reaches the same decisions in the same step. Time comes in 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
 from tokencake_sglang.core.agents import Agent, AgentTable
 from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.counters import COUNTERS, MOVED_TOKENS
 from tokencake_sglang.core.forecast import Forecaster, make_forecaster
+from tokencake_sglang.core.hints import RequestHints
 from tokencake_sglang.core.plan import Action, Backup, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
 from tokencake_sglang.core.policy import make_policy
 from tokencake_sglang.core.records import StallRecords
 from tokencake_sglang.core.retention import Retention
 from tokencake_sglang.core.stalls import Reply
+from tokencake_sglang.core.timers import Timers
 from tokencake_sglang.core.types import AgentIdentity, AgentView, StallView
 
 DECISIONS_PER_STEP = 64
 DECLINED_RETRY_S = 0.25
 ACTIVE_RECHECK_S = 1.0
-TIMER_SLACK = 1024
-MOVED_TOKENS = {"offload": "tokens_offloaded", "backup": "tokens_backed_up", "upload": "tokens_uploaded"}
-
-COUNTERS = (
-    "stalls_started", "stalls_inferred", "stalls_finished",
-    "backups_started", "backups_completed", "backups_declined", "tokens_backed_up",
-    "offloads_started", "offloads_completed", "offloads_declined",
-    "tokens_offloaded", "uploads_started", "uploads_completed", "uploads_on_time", "uploads_late",
-    "uploads_declined", "tokens_uploaded", "leases_ended", "agents_ended", "agents_forgotten",
-    "actions_accepted", "actions_clipped", "actions_deferred", "actions_rejected", "actions_missing",
-)
+NO_HINTS = RequestHints()
 
 
 class Controller:
@@ -53,8 +45,7 @@ class Controller:
         self.queue_wait_s: Callable[[str], float] = lambda key: 0.0
         self.on_agent_gone: Callable[[str], None] = lambda key: None
         self._due: dict[str, None] = {}
-        self._timers: list[tuple[float, int, str, int]] = []
-        self._timer_seq = 0
+        self._timers = Timers(self.agents)
         self._live: frozenset[str] | None = None  # of this step, once somebody needs it
 
     # -- events ---------------------------------------------------------------------------------------------
@@ -63,7 +54,9 @@ class Controller:
         """Time moves on; it never goes back, whatever a clock says."""
         self.now = max(self.now, now)
 
-    def request_added(self, identity: AgentIdentity, rid: str, ends_calls: Collection[str] | None = None) -> None:
+    def request_added(
+            self, identity: AgentIdentity, rid: str, ends_calls: Collection[str] | None = None,
+            hints: RequestHints = NO_HINTS) -> None:
         """A request of this agent joined the queue. Unless it is one that was retracted, its tools have returned: all
         of them, or those of `ends_calls`."""
         agent = self.agents.see(self.now, identity)
@@ -71,6 +64,7 @@ class Controller:
             return
         agent.rids[rid] = None
         agent.requests += 1
+        agent.cache_ttl_s = hints.cache_ttl_s
         self._give_up_calls(agent)
         ended = agent.calls.end_all(self.now, ends_calls)
         self._learn(agent)
@@ -88,6 +82,7 @@ class Controller:
             self.mechanism.forget(key)  # it ended before its request did, which has left KV under its name
             return
         agent.rids.pop(rid, None)
+        agent.idle_since = self.now
         self.agents.touch(agent, self.now)
         self.mark_due(agent)
 
@@ -101,6 +96,8 @@ class Controller:
         if event["event"] == "agent_finished":
             self._end_agent(agent)
             return Reply(200, "applied", f"Agent {agent.key!r} has ended; its KV is ordinary cache now.")
+        if event["event"] == "program_finished":
+            return self._end_program(agent.program)
         if event["event"] == "stall_started":
             return self._stall_started(agent, event)
         if event["event"] == "stage_finished":
@@ -180,7 +177,7 @@ class Controller:
         """When the next agent is due: the current time if one is already, None if none waits for time to pass."""
         if self._due:
             return self.now
-        return self._timers[0][0] if self._timers else None
+        return self._timers.next_at
 
     def step(self) -> None:
         """One scheduler step: completions, then the agents that are due, boundedly many."""
@@ -188,10 +185,7 @@ class Controller:
             self._complete(done.key, done.kind, done.tokens)
         self._live = None
         self._forget_stale()
-        while self._timers and (self._timers[0][0] <= self.now or not self._is_live(self._timers[0])):
-            timer = heapq.heappop(self._timers)
-            if self._is_live(timer):
-                self._due[timer[2]] = None
+        self._due.update(dict.fromkeys(self._timers.take_due(self.now)))
         if not self._due:
             return
         for key in list(self._due)[:DECISIONS_PER_STEP]:
@@ -214,7 +208,8 @@ class Controller:
             agent.key, agent.identity.agent_type, bool(agent.rids), self.stall_view(agent), agent.returned_at,
             move, agent.lease_until, self.mechanism.footprint(agent.key),
             queue_wait_s=self.queue_wait_s(agent.key),
-            offloaded_at=agent.offloaded_at, offloaded_tokens=agent.offloaded_tokens)
+            offloaded_at=agent.offloaded_at, offloaded_tokens=agent.offloaded_tokens,
+            idle_since=agent.idle_since, used_until=agent.used_until)
 
     def stall_view(self, agent: Agent) -> StallView | None:
         return agent.calls.view(self.now, self.forecaster, agent.identity.agent_type)
@@ -250,7 +245,7 @@ class Controller:
         if agent.rids and wake_at is None:
             waits = agent.calls.open or agent.lease_until is not None
             wake_at = self.now + ACTIVE_RECHECK_S if waits else None  # its request may vanish without a word
-        self._sleep(agent, wake_at)
+        self._timers.set(agent, wake_at)
 
     def _end_lease_that_is_over(self, agent: Agent) -> None:
         """A declined renewal does not prolong a lease."""
@@ -298,7 +293,7 @@ class Controller:
                 self.counters["uploads_late"] += 1
         elif tokens == 0:  # cancelled, or all of it is in use: not again in every step
             retry_at = self.now + DECLINED_RETRY_S
-            self._sleep(agent, retry_at if agent.wake_at is None else min(agent.wake_at, retry_at))
+            self._timers.set(agent, retry_at if agent.wake_at is None else min(agent.wake_at, retry_at))
             return
         else:
             agent.offloaded_at, agent.offloaded_tokens = self.now, tokens
@@ -314,27 +309,19 @@ class Controller:
         if self.records.is_open(agent.key):
             self.records.returned(self.now, agent.key, outcome, self.mechanism.footprint(agent.key))
 
-    def _sleep(self, agent: Agent, wake_at: float | None) -> None:
-        agent.generation += 1
-        agent.wake_at = wake_at
-        if wake_at is not None:
-            self._timer_seq += 1
-            heapq.heappush(self._timers, (wake_at, self._timer_seq, agent.key, agent.generation))
-        if len(self._timers) > 4 * len(self.agents) + TIMER_SLACK:
-            self._drop_stale_timers()
-
-    def _is_live(self, timer: tuple[float, int, str, int]) -> bool:
-        """Whether its agent still waits for this timer (there was no later decision)."""
-        agent = self.agents.get(timer[2])
-        return agent is not None and agent.generation == timer[3]
-
-    def _drop_stale_timers(self) -> None:
-        self._timers = [timer for timer in self._timers if self._is_live(timer)]
-        heapq.heapify(self._timers)
-
     def _end_agent(self, agent: Agent) -> None:
         self.counters["agents_ended"] += 1
         self._remove(agent, ended=True)
+
+    def _end_program(self, program: str) -> Reply:
+        """Its agents end, but for those that are being served: they show that it goes on."""
+        agents = [self.agents.get(key) for key in self.agents.programs[program]]
+        ending = [agent for agent in agents if not agent.rids]
+        for agent in ending:
+            self._end_agent(agent)
+        left = len(agents) - len(ending)
+        return Reply(200, "applied", f"Program {program!r} has ended with {len(ending)} agents; {left} others are being"
+                     " served.")
 
     def _forget_stale(self) -> None:
         """Forget agents that are idle for too long or too many, boundedly many; one with a live request stays."""

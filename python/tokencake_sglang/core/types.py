@@ -24,6 +24,7 @@ class AgentIdentity:
     agent_id: str | None = None
     lifecycle_id: str | None = None
     program_id: str | None = None  # of a request whose `app_id` is not one run of a program; the server sets it
+    parent_agent_id: str | None = None  # the agent that it works for
 
     @property
     def program(self) -> str:
@@ -39,7 +40,7 @@ class AgentIdentity:
         """The identity in a request's metadata; None when it names no agent. Unknown fields are ignored."""
         if not metadata:
             return None
-        names = (*IDENTITY_FIELDS, "program_id")
+        names = (*IDENTITY_FIELDS, "program_id", "parent_agent_id")
         known = {name: metadata[name] for name in names if isinstance(metadata.get(name), str)}
         identity = cls(**known)
         return identity if identity.key else None
@@ -126,3 +127,5 @@ class AgentView:
     queue_wait_s: float = 0.0  # how long a request of it waits for admission, as the queue is
     offloaded_at: float | None = None  # when its last offload ended, whatever came after it
     offloaded_tokens: int = 0  # how many tokens that one took off the device
+    idle_since: float | None = None  # when its last request ended
+    used_until: float | None = None  # until then its client expects its KV to be used again, as its last request said

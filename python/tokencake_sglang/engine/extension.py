@@ -13,6 +13,7 @@ from tokencake_sglang.core.actions import ClientActions
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.controller import Controller
 from tokencake_sglang.core.costs import Costs
+from tokencake_sglang.core.hints import RequestHints
 from tokencake_sglang.core.types import CALLS_JOINED_BY, ENDS_CALLS, AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
 from tokencake_sglang.engine.copy_fence import fence_copies
@@ -85,11 +86,13 @@ class TokenCakeExtension(SchedulerExtension):
 
     def on_request_added(self, req: Any) -> None:
         identity = AgentIdentity.from_metadata(req.agent_metadata)
+        hints = RequestHints.from_metadata(req.agent_metadata)
         if self.queue is not None:
-            self.queue.request_added(req, identity)
+            self.queue.request_added(req, identity, hints)
         if identity is not None:
             ends = req.agent_metadata.get(ENDS_CALLS)
-            self.controller.request_added(identity, req.rid, None if ends is None else ends.split(CALLS_JOINED_BY))
+            ends_calls = None if ends is None else ends.split(CALLS_JOINED_BY)
+            self.controller.request_added(identity, req.rid, ends_calls, hints)
 
     def order_waiting_queue(self, waiting_queue: list[Any]) -> None:
         if self.queue is not None:

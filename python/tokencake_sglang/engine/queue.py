@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokencake_sglang.core.controller import Controller
+from tokencake_sglang.core.hints import RequestHints
 from tokencake_sglang.core.spatial import Demand, SpatialScheduler, Waiting
 from tokencake_sglang.core.spatial.ledger import SHARED
 from tokencake_sglang.core.types import AgentIdentity
@@ -30,15 +31,16 @@ class ProgramQueue:
         cache.on_request_finished = self.request_ended
         cache.owners.program_of = lambda key: self.program_of.get(key, key)
 
-    def request_added(self, req: Any, identity: AgentIdentity | None) -> None:
+    def request_added(self, req: Any, identity: AgentIdentity | None, hints: RequestHints) -> None:
         program = ""
         if identity is not None:
-            program = self.program_of.setdefault(identity.key, identity.program)
+            program = self.program_of.setdefault(identity.key, self.controller.agents.program_of(identity))
         self.spatial.request_added(self.controller.now, Waiting(
             rid=req.rid, program=program, agent=agent_key(req), kind=(identity.agent_type or "") if identity else "",
             application=(identity.graph_id or "") if identity else "",
             prompt_tokens=len(req.origin_input_ids) + len(req.output_ids),
-            max_new_tokens=max(0, req.sampling_params.max_new_tokens - len(req.output_ids))), self._state)
+            max_new_tokens=max(0, req.sampling_params.max_new_tokens - len(req.output_ids)),
+            expected_tokens=hints.expected_output_tokens, priority=hints.priority), self._state)
 
     def request_ended(self, req: Any) -> None:
         self.spatial.request_ended(self.controller.now, req.rid, len(req.output_ids))

@@ -42,6 +42,7 @@ class Carried:
     metadata: dict[str, str] | None = None
     ends: str | None = None
     exchange: Exchange | None = None
+    ends_program: bool = False  # and with it all of its program
 
 
 class AgentIdentityMiddleware:
@@ -91,7 +92,7 @@ class AgentIdentityMiddleware:
             if self.hints is not None:
                 self.hints.send(hints.afterwards)
             if carried.ends is not None and self.ends is not None:
-                self.ends.end(carried.ends)
+                self.ends.end(carried.ends, carried.ends_program)
 
     def _carried(self, path: str, headers: list[tuple[bytes, bytes]], body: bytes) -> Carried:
         hints = header_hints(headers) if self.infer else {}
@@ -104,11 +105,13 @@ class AgentIdentityMiddleware:
             return Carried()
         resolved = resolve(path, hints, values)
         metadata, exchange = resolved.metadata(), None
+        final = resolved.final or resolved.last_step
         if turns and (metadata is not None or offers_tools(body)):
             exchange = self.stalls.begin(path, values, resolved.agent_id, estimate_s=resolved.expected_tool_s,
-                                         final=resolved.final)
+                                         final=final)
             metadata = {**resolved.of_conversation(exchange.agent_id).metadata(), **exchange.metadata}
-        return Carried(metadata=metadata, ends=resolved.agent_id if resolved.final else None, exchange=exchange)
+        return Carried(metadata=metadata, ends=resolved.agent_id if final else None, ends_program=resolved.last_step,
+                       exchange=exchange)
 
     def _told(self, path: str, values: dict[str, Any], turns: bool) -> Carried:
         """The client names its agent in our words; it may report its tool calls, or not."""

@@ -42,15 +42,17 @@ class AgentEnds:
         self._gateway = gateway
         self._running: set[asyncio.Task[None]] = set()
 
-    def end(self, agent_id: str) -> None:
-        """Send the event `agent_finished`, in a task of its own; to be called once the answer has ended."""
-        task = asyncio.get_running_loop().create_task(self._tell(agent_id))
+    def end(self, agent_id: str, program: bool = False) -> None:
+        """Send the event `agent_finished`, or `program_finished`, in a task of its own; to be called once the answer
+        has ended."""
+        event = "program_finished" if program else "agent_finished"
+        task = asyncio.get_running_loop().create_task(self._tell(agent_id, event))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _tell(self, agent_id: str) -> None:
+    async def _tell(self, agent_id: str, event: str) -> None:
         try:
-            status, _ = await self._gateway.call("event", {"event": "agent_finished", "agent_id": agent_id})
+            status, _ = await self._gateway.call("event", {"event": event, "agent_id": agent_id})
         except Exception:
             logger.warning("an agent could not be ended after its last request", exc_info=True)
             return

@@ -18,6 +18,7 @@ EVENT_KEYS = {
     "stage_finished": ("call_id", "stage"),
     "stall_finished": ("call_id", "outcome"),
     "agent_finished": (),
+    "program_finished": (),
 }
 OUTCOMES = ("ok", "error", "cancelled")
 MAX_TEXT = 256

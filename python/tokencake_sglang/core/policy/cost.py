@@ -36,7 +36,17 @@ class CostPolicy:
         if agent.returned_at is not None and now < agent.returned_at + RETURN_GAP_S:
             return Decision(self._upload(agent, pool), "ready for its next request", next_use=now + agent.queue_wait_s,
                             wake_at=agent.returned_at + RETURN_GAP_S)
+        if agent.used_until is not None and now < agent.used_until:
+            return self._within_ttl(now, agent, pool)
         return Decision(self._backup(agent, pool), "nobody knows when it comes again")
+
+    def _within_ttl(self, now: float, agent: AgentView, pool: PoolView) -> Decision:
+        """Its client has said until when it expects to come again. As KV without a word, it is taken to rest as long
+        as it has rested; yet not beyond the middle of what is left."""
+        rest = min(now - agent.idle_since, USE_LEVEL * (agent.used_until - now))
+        wake = now + max(REPLAN_MIN_S, REPLAN_SHARE * rest)
+        return Decision(self._backup(agent, pool), "its client expects to come again", next_use=now + rest,
+                        wake_at=min(wake, agent.used_until))
 
     def _stalled(self, now: float, agent: AgentView, stall: StallView, pool: PoolView) -> Decision:
         left = self._left_s(now, stall, USE_LEVEL) + agent.queue_wait_s

@@ -1,8 +1,9 @@
 """Order and admission: what the engine asks about its waiting queue, answered from values alone.
 
-Order: pools by fair share (`shares`), in a pool the request of the oldest program, in a program the one that has
-waited longest. A program's seniority ends after `seniority_s`: beyond it requests go by their own age, so a request has
-only older requests before it once it has waited that long, whatever arrives. That is the bound on waiting.
+Order: pools by fair share (`shares`), in a pool the request of the oldest program, in a program the one of the highest
+priority, of those the one that has waited longest. A program's seniority ends after `seniority_s`: beyond it requests
+go by their own age, so a request has only older requests before it once it has waited that long, whatever arrives. That
+is the bound on waiting.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ LOOK_AT_MOST_S = 10.0  # or at last after this long
 LONGEST_WAIT_S = 600.0  # that is told; a pace of a slow moment is no forecast for an hour
 RANKS_LAST_S = 1.0  # seniority is looked at again after this long
 
-Rank = tuple[int, int, int]
+Rank = tuple[int, int, int, int]
 
 
 @dataclass
@@ -205,8 +206,8 @@ class SpatialScheduler:
 
     def _rank(self, entry: _Entry, oldest: float) -> Rank:
         if entry.program.arrived_at < oldest:
-            return 0, 0, entry.number
-        return 1, entry.program.order, entry.number
+            return 0, 0, 0, entry.number
+        return 1, entry.program.order, -entry.waiting.priority, entry.number
 
     def _interleaved(self, pools: dict[tuple[str, str], list[str]]) -> list[str]:
         if len(pools) == 1:
@@ -225,5 +226,8 @@ class SpatialScheduler:
         return order + [rid for pool in pools for rid in pools[pool][taken[pool]:]]
 
     def _cost(self, waiting: Waiting, new_tokens: int) -> float:
-        expected = self.lengths.expected(waiting.kind, waiting.max_new_tokens)
+        expected: float | None = waiting.expected_tokens
+        if expected is None:
+            expected = self.lengths.expected(waiting.kind, waiting.max_new_tokens)
+        expected = min(expected, waiting.max_new_tokens)
         return cost(new_tokens, waiting.prompt_tokens, expected)

@@ -21,6 +21,8 @@ class Waiting:
     tenant: str = ""
     prompt_tokens: int = 0
     max_new_tokens: int = 0
+    expected_tokens: int | None = None  # that it will generate, as its client says
+    priority: int = 0  # among the requests of its program, higher is sooner
 
     @property
     def pool(self) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tokencake_sglang.core.hints import HINT_FIELDS
 from tokencake_sglang.core.types import IDENTITY_FIELDS
 from tokencake_sglang.server.dialects import agent_hints, anthropic, headers, native, nvext, openai, vllm
 from tokencake_sglang.server.dialects.dialect import Dialect
@@ -46,18 +47,22 @@ class Resolved:
         return replace(self, identity={**self.identity, "agent_id": agent_id})
 
     def metadata(self) -> dict[str, str] | None:
-        """The identity as a native object would give it; None when no agent is named.
+        """The identity as a native object would give it, and what else goes with the request to the scheduler, as
+        texts; None when no agent is named.
 
         What other stacks call an app is a kind of application, or a cache key that many share: there the program is
-        the workflow or session that the agent works in, else the agent."""
+        the workflow or session that the agent works in, else the agent that it works for, else the agent."""
         given = dict(self.identity)
         key = given.get("agent_id") or given.get("lifecycle_id")
         if key is None:
             return None
         is_native = self.sources.get("agent_id", self.sources.get("lifecycle_id")) == native.NAME
-        if not is_native and ("app_id" in given or "graph_id" in given):
-            given["program_id"] = given.get("graph_id") or key
-        return given
+        if self.parent_agent_id is not None:
+            given["parent_agent_id"] = self.parent_agent_id
+        if not is_native and not given.keys().isdisjoint(("app_id", "graph_id", "parent_agent_id")):
+            given["program_id"] = given.get("graph_id") or self.parent_agent_id or key
+        hints = {name: getattr(self, name) for name in HINT_FIELDS}
+        return given | {name: str(value) for name, value in hints.items() if value is not None}
 
 
 def resolve(path: str, headers: Mapping[str, str], body: Any) -> Resolved:
