@@ -14,6 +14,7 @@ from typing import Any
 from tokencake_sglang.core.agents import Agent, AgentTable
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.forecast import Forecaster, make_forecaster
+from tokencake_sglang.core.graph_store import GraphStore
 from tokencake_sglang.core.plan import Action, Backup, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
 from tokencake_sglang.core.policy import make_policy
 from tokencake_sglang.core.records import StallRecords
@@ -41,6 +42,7 @@ class Controller:
         self.policy = policy or make_policy(config)
         self.forecaster: Forecaster = make_forecaster(config)
         self.agents = AgentTable(config, self.forecaster)
+        self.graphs = GraphStore()
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.declined: dict[str, int] = {}
         self.records = StallRecords(config.stall_records)

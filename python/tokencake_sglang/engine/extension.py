@@ -120,6 +120,10 @@ class TokenCakeExtension(SchedulerExtension):
         payload = json.loads(req.payload)
         if req.op == "state":
             status, body = 200, state_report(self, payload.get("agents", 100), payload.get("stalls", 0))
+        elif req.op == "graph":
+            status, body = self.controller.graphs.post(payload)
+        elif req.op == "show_graph":
+            status, body = self.controller.graphs.show(payload["graph_id"])
         elif req.op == "save":
             if self.history is not None:
                 self.history.flush()

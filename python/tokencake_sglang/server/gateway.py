@@ -21,6 +21,7 @@ from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.errors import TokenCakeError
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, register_ipc_types
 from tokencake_sglang.server.auth import UnauthorizedSentence
+from tokencake_sglang.server.graphs import build_graph_router
 from tokencake_sglang.server.identity import AgentIdentityMiddleware, attach_metadata
 from tokencake_sglang.server.routes import build_router, error_body
 
@@ -83,6 +84,7 @@ def mount(app: Any, gateway: ControlGateway | None, infer: bool = False) -> None
     looks for the identity that other stacks send.
     """
     app.include_router(build_router(gateway))
+    app.include_router(build_graph_router(gateway))
     if gateway is not None:
         app.user_middleware.append(Middleware(AgentIdentityMiddleware, infer=infer, gateway=gateway))
 

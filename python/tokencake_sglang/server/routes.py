@@ -39,26 +39,26 @@ def build_router(gateway: Gateway | None) -> APIRouter:
     async def events(request: Request) -> JSONResponse:
         """Tell the server that an agent waits for a tool, goes on, or has ended."""
         if gateway is None:
-            return _refusal(503, "disabled", DISABLED)
+            return refusal(503, "disabled", DISABLED)
         try:
-            event = parse_event(decode_object(await _read(request)))
+            event = parse_event(decode_object(await read_body(request)))
         except MetadataError as error:
-            return _refusal(400, "schema", str(error))
+            return refusal(400, "schema", str(error))
         except ClientDisconnect:
-            return _refusal(400, "schema", "the client left before the body was complete. Send the event again.")
-        return _answer(*await gateway.call("event", event))
+            return refusal(400, "schema", "the client left before the body was complete. Send the event again.")
+        return answer(*await gateway.call("event", event))
 
     @router.get("/state")
     async def state(request: Request) -> JSONResponse:
         """Agents, owned tokens, moves in flight, counters, ended stalls; `agents` and `stalls` limit the two lists."""
         if gateway is None:
-            return _refusal(503, "disabled", DISABLED)
+            return refusal(503, "disabled", DISABLED)
         try:
             agents = parse_limit(request.query_params.get("agents"))
             stalls = parse_limit(request.query_params.get("stalls"), "stalls", DEFAULT_STALLS, MAX_STALLS)
         except MetadataError as error:
-            return _refusal(400, "schema", str(error))
-        return _answer(*await gateway.call("state", {"agents": agents, "stalls": stalls}))
+            return refusal(400, "schema", str(error))
+        return answer(*await gateway.call("state", {"agents": agents, "stalls": stalls}))
 
     return router
 
@@ -74,21 +74,21 @@ def parse_limit(text: str | None, name: str = "agents", default: int = DEFAULT_A
     return int(text)
 
 
-async def _read(request: Request) -> bytes:
-    """The body, refused as soon as it is known to be too long."""
+async def read_body(
+        request: Request, most: int = MAX_EVENT_BYTES, advice: str = "Send one event per request.") -> bytes:
+    """The body, refused as soon as it is known to have more than `most` bytes; `advice` says what to do then."""
     raw = bytearray()
     async for chunk in request.stream():
         raw += chunk
-        if len(raw) > MAX_EVENT_BYTES:
-            raise MetadataError(f"the body has more than {MAX_EVENT_BYTES} bytes, the most that is allowed."
-                                " Send one event per request.")
+        if len(raw) > most:
+            raise MetadataError(f"the body has more than {most} bytes, the most that is allowed. {advice}")
     return bytes(raw)
 
 
-def _refusal(code: int, reason: str, message: str) -> JSONResponse:
-    return _answer(code, error_body(code, reason, message))
+def refusal(code: int, reason: str, message: str) -> JSONResponse:
+    return answer(code, error_body(code, reason, message))
 
 
-def _answer(status: int, body: dict[str, Any]) -> JSONResponse:
+def answer(status: int, body: dict[str, Any]) -> JSONResponse:
     headers = {"Retry-After": "1"} if status in (429, 504) else None
     return JSONResponse(body, status_code=status, headers=headers)
