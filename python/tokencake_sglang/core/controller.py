@@ -18,6 +18,7 @@ from tokencake_sglang.core.graph_store import GraphStore
 from tokencake_sglang.core.plan import Action, Backup, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
 from tokencake_sglang.core.policy import make_policy
 from tokencake_sglang.core.records import StallRecords
+from tokencake_sglang.core.runs import RunTable
 from tokencake_sglang.core.stalls import Reply
 from tokencake_sglang.core.types import AgentIdentity, AgentView, StallView
 
@@ -43,6 +44,7 @@ class Controller:
         self.forecaster: Forecaster = make_forecaster(config)
         self.agents = AgentTable(config, self.forecaster)
         self.graphs = GraphStore()
+        self.runs = RunTable(self.forecaster)
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.declined: dict[str, int] = {}
         self.records = StallRecords(config.stall_records)
@@ -68,6 +70,7 @@ class Controller:
             return
         agent.rids[rid] = None
         agent.requests += 1
+        self.runs.request_added(self.now, identity, rid, self.graphs.get(identity.graph_id))
         ended = agent.calls.end_all(self.now)
         self._learn(agent)
         self.counters["stalls_finished"] += ended
@@ -75,6 +78,10 @@ class Controller:
         self._record_return(agent, "request")
         agent.returned_at = None
         self._mark_due(agent)
+
+    def request_finished(self, rid: str, output_tokens: int) -> None:
+        """A request has generated so many tokens; `request_ended` follows where it has an agent."""
+        self.runs.request_ended(self.now, rid, output_tokens)
 
     def request_ended(self, key: str, rid: str) -> None:
         """A request of this agent finished or was aborted."""
@@ -103,6 +110,7 @@ class Controller:
                 tuple((stage["name"], stage["estimated_s"]) for stage in event.get("stages", ())))
             if reply.result == "applied":
                 self.counters["stalls_started"] += 1
+                self.runs.stall_started(self.now, agent.key, event["kind"])
                 stall = self.stall_view(agent)
                 self.records.opened(self.now, agent.key, agent.identity.agent_type, stall.kind, stall.predicted_end)
                 agent.returned_at = None
@@ -122,6 +130,7 @@ class Controller:
             self.counters["stalls_finished"] += 1
             if not agent.calls.open:
                 agent.returned_at = self.now
+                self.runs.stall_ended(agent.key)
                 self._settle_upload(agent, stall_ended=True)
                 self._record_return(agent, event["outcome"])
             self._mark_due(agent)
@@ -168,13 +177,16 @@ class Controller:
         """Aborted in the queue or dropped: nobody tells, so look."""
         if agent.rids:
             self._live = self.mechanism.live_rids() if self._live is None else self._live
-            agent.rids = {rid: None for rid in agent.rids if rid in self._live}
+            for rid in [rid for rid in agent.rids if rid not in self._live]:
+                del agent.rids[rid]
+                self.runs.request_ended(self.now, rid, None)
 
     def view(self, agent: Agent) -> AgentView:
+        importance, near_completion = self.runs.importance(agent.key)
         return AgentView(
             agent.key, agent.identity.agent_type, bool(agent.rids), self.stall_view(agent), agent.returned_at,
             agent.move, agent.lease_until, self.mechanism.footprint(agent.key),
-            queue_wait_s=self.queue_wait_s(agent.key),
+            importance=importance, near_completion=near_completion, queue_wait_s=self.queue_wait_s(agent.key),
             offloaded_at=agent.offloaded_at, offloaded_tokens=agent.offloaded_tokens)
 
     def stall_view(self, agent: Agent) -> StallView | None:
@@ -298,6 +310,7 @@ class Controller:
         self.counters["stalls_finished"] += agent.calls.end_all()
         self.records.gone(self.now, agent.key, "agent_finished" if ended else "forgotten")
         self.agents.remove(agent.key, ended=ended)
+        self.runs.agent_gone(self.now, agent.key)
         self._due.pop(agent.key, None)
         self.mechanism.forget(agent.key)
         self.on_agent_gone(agent.key)

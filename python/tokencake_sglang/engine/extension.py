@@ -52,6 +52,7 @@ class TokenCakeExtension(SchedulerExtension):
         self.cache.on_step = self._on_step
         self.cache.on_request_ended = self.controller.request_ended
         self.queue = ProgramQueue(scheduler, self.cache, self.controller) if config.order == "program" else None
+        self.cache.on_request_finished = self._on_request_finished
         self.parking = Parking(scheduler, self.cache)
         self.cache.on_reset = self._on_reset
         self.cache.on_backups_landed = self._try_admission_again
@@ -101,6 +102,13 @@ class TokenCakeExtension(SchedulerExtension):
     def on_requests_admitted(self, reqs: list[Any]) -> None:
         if self.queue is not None:
             self.queue.admitted(reqs)
+        for req in reqs:
+            self.controller.runs.request_admitted(self.controller.now, req.rid)
+
+    def _on_request_finished(self, req: Any) -> None:
+        if self.queue is not None:
+            self.queue.request_ended(req)
+        self.controller.request_finished(req.rid, len(req.output_ids))
 
     def _on_step(self) -> None:
         if self.measure is not None:

@@ -27,7 +27,6 @@ class ProgramQueue:
         self.program_of: dict[str, str] = {ANONYMOUS: SHARED}  # agent -> its program
         controller.queue_wait_s = lambda key: self.spatial.wait_s(self.program_of.get(key, key))
         controller.on_agent_gone = self.agent_ended
-        cache.on_request_finished = self.request_ended
         cache.owners.program_of = lambda key: self.program_of.get(key, key)
 
     def request_added(self, req: Any, identity: AgentIdentity | None) -> None:
