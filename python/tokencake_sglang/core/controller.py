@@ -33,6 +33,7 @@ COUNTERS = (
     "offloads_started", "offloads_completed", "offloads_declined",
     "tokens_offloaded", "uploads_started", "uploads_completed", "uploads_on_time", "uploads_late",
     "uploads_declined", "tokens_uploaded", "leases_ended", "agents_ended", "agents_forgotten",
+    "critical_inversions",
 )
 
 

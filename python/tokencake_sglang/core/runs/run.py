@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from typing import Any
 
 from tokencake_sglang.core.runs.outlook import Outlook
 
@@ -85,6 +86,17 @@ class Run:
     def remaining_s(self, now: float) -> float:
         """The longest path from now on."""
         return max((self.path_at(node, now) for node, is_over in enumerate(self.over) if not is_over), default=0.0)
+
+    def report(self, now: float) -> dict[str, Any]:
+        """For the live state. Left: neither over nor running."""
+        nodes, left_s = self.outlook.nodes, self.remaining_s(now)
+        running = [number for number, live in enumerate(self.live) if live]
+        return {
+            "program": self.program, "graph_id": self.outlook.graph_id, "nodes_over": sum(self.over),
+            "nodes_running": [nodes[number].name for number in running],
+            "nodes_left": len(nodes) - sum(self.over) - len(running), "unfolded": list(self.unfolded),
+            "remaining_s": left_s,
+            "slack_s": {nodes[number].name: max(0.0, left_s - self.path_at(number, now)) for number in running}}
 
     # -- changes --------------------------------------------------------------------------------------------
 

@@ -8,13 +8,15 @@ a moment after the last has ended.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any
 
 from tokencake_sglang.core.forecast import Forecaster
 from tokencake_sglang.core.graph import CompiledGraph
 from tokencake_sglang.core.runs.estimates import Estimates
 from tokencake_sglang.core.runs.outlook import Outlook
 from tokencake_sglang.core.runs.run import Position, Run, Step
+from tokencake_sglang.core.spatial.views import Place
 from tokencake_sglang.core.types import AgentIdentity
 
 KEPT_S = 60.0
@@ -25,14 +27,6 @@ TOP_IMPORTANCE = 10.0
 NEAR_DEPTH = 1
 
 Key = tuple[str, str]  # program, graph
-
-
-class Place(NamedTuple):
-    """Of a request in its run: the longest path from it to the end, and whether somebody waits for it (an objective
-    "throughput" says that nobody does)."""
-
-    path_s: float
-    is_urgent: bool
 
 
 class RunTable:
@@ -154,12 +148,10 @@ class RunTable:
         path_s = run.path_s(node) if run.live[node] else run.tail_of(node)
         return min(TOP_IMPORTANCE, TOP_IMPORTANCE * path_s / run.longest_s), near
 
-    def report(self, now: float, program: str) -> list[dict[str, Any]]:
-        """For the live state: each run of a program."""
-        return [self._report(now, run) for key, run in self._runs.items() if key[0] == program]
-
-    def programs(self) -> list[str]:
-        return list(dict.fromkeys(program for program, _ in self._runs))
+    def reports(self, now: float, most: int) -> list[dict[str, Any]]:
+        """For the live state: up to `most` runs that have agents or requests, the one that did something last first."""
+        live = (run for run in reversed(self._runs.values()) if run.positions or run.steps)
+        return [run.report(now) for run in islice(live, most)]
 
     # -- inside ---------------------------------------------------------------------------------------------
 
@@ -249,16 +241,6 @@ class RunTable:
         run.outlook.users -= 1
         if not run.outlook.users:
             del self._outlooks[run.outlook.graph_id]
-
-    def _report(self, now: float, run: Run) -> dict[str, Any]:
-        nodes, left_s = run.outlook.nodes, run.remaining_s(now)
-        running = [number for number, live in enumerate(run.live) if live]
-        return {
-            "graph_id": run.outlook.graph_id, "nodes_over": sum(run.over),
-            "nodes_running": [nodes[number].name for number in running],
-            "nodes_left": len(nodes) - sum(run.over) - len(running), "unfolded": list(run.unfolded),
-            "remaining_s": left_s,
-            "slack_s": {nodes[number].name: max(0.0, left_s - run.path_at(number, now)) for number in running}}
 
 
 def _node_of(run: Run, position: Position, node_id: str) -> int | None:
