@@ -139,6 +139,7 @@ def test_a_loop_counts_the_rounds_that_are_left():
     review = server.send("review", "x")
     assert server.path(review) == 3 * 1 + 4
     server.end(review)
+    assert server.report()["remaining_s"] == pytest.approx(2 * 2 + 2 * 1 + 4)
     draft = server.send("draft", "x")
     assert server.path(draft) == 2 * 2 + 2 * 1 + 4
     server.end(draft, 20)

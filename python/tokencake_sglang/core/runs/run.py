@@ -54,6 +54,7 @@ class Run:
         self.since: dict[int, float] = {}  # when the live run of a node got the device or its tool
         self.unfolded: dict[str, None] = {}  # node ids that are not in the graph
         self.version = 0
+        self.once_s: list[float] = []  # of one run of each node, as it was when `left` was computed
         self._longest: float | None = None
         self.rebuild()
 
@@ -134,6 +135,7 @@ class Run:
     def rebuild(self) -> None:
         """`left` and `tail` of all nodes, by the estimates of now."""
         self.version, self._longest = self.outlook.version, None
+        self.once_s = self.outlook.once_s
         for node in reversed(range(len(self.over))):
             self.left[node] = self._left_of(node)
             self.tail[node] = self.tail_of(node)
@@ -145,7 +147,7 @@ class Run:
         live = self.live[node]
         if live:
             runs = max(1.0, runs / live)
-        return self.outlook.once_s[node] * max(0.0, runs)
+        return self.once_s[node] * max(0.0, runs)
 
     def _update(self, node: int) -> None:
         self._longest = None
