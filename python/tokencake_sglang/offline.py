@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from tokencake_sglang import serving
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.errors import ConfigError
 from tokencake_sglang.server import refuse, schedule
+from tokencake_sglang.server.graphs import parse_plan
 from tokencake_sglang.server.options import config_from
 from tokencake_sglang.server.schema import parse_event, parse_request_metadata
 
@@ -99,6 +101,15 @@ class Engine(SGLangEngine):
     def program_finished(self, **fields: Any) -> dict[str, Any]:
         """The run that the agent belongs to has ended: identity only."""
         return self._event("program_finished", fields)
+
+    def add_graph(self, graph: dict[str, Any]) -> dict[str, Any]:
+        """Make the plan of an application known, in the form of POST /v1/tokencake/graphs; the answer has the
+        `graph_id` that its requests carry. GraphError if it is no plan."""
+        return self.loop.run_until_complete(self.async_control("graph", parse_plan(json.dumps(graph).encode())))
+
+    def graph(self, graph_id: str) -> dict[str, Any]:
+        """What GET /v1/tokencake/graphs/ID answers."""
+        return self.loop.run_until_complete(self.async_control("show_graph", {"graph_id": graph_id}))
 
     def shutdown(self) -> None:
         """As `sglang.Engine.shutdown`, which kills the scheduler; what it has learnt is saved before, if it can be."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tokencake_sglang.cli import SUBCOMMANDS
-from tokencake_sglang.core import controller, cost_learner
+from tokencake_sglang.core import controller, cost_learner, counters
 from tokencake_sglang.core.config import OFFLOAD_POLICIES, TokenCakeConfig
 from tokencake_sglang.core.forecast import curve, presets, quantile, samples
 from tokencake_sglang.core.policy import cost, eager, paper, published, score
@@ -77,7 +77,7 @@ def test_tuning_states_the_default_and_what_is_allowed(name):
 
 
 def test_every_counter_is_documented_and_no_other():
-    assert list(table(sections(DOCS / "counters.md")["counters"])) == list(controller.COUNTERS)
+    assert list(table(sections(DOCS / "counters.md")["counters"])) == list(counters.COUNTERS)
 
 
 @pytest.mark.parametrize(("heading", "values"), [("pool", PoolView), ("agents: tokens", Footprint)])

@@ -55,12 +55,6 @@ def server() -> Iterator[ServerProcess]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def stock(stock_tree) -> Iterator[ServerProcess]:
-    with ServerProcess(*POOL, *TOOLS, *hicache_flags(), stock_tree=stock_tree) as server:
-        yield server
-
-
 def state(server: ServerProcess) -> dict:
     return json.loads(server.get("/v1/tokencake/state?stalls=50&agents=1000")[1])
 
@@ -234,8 +228,9 @@ def test_agents_of_all_stacks_at_once_are_kept_apart(server):
 
 
 @pytest.fixture(scope="module")
-def stock_words(stock) -> dict[str, list[str]]:
-    return {name: stack(stock.base_url, Tool()) for name, stack in STACKS.items()}
+def stock_words(stock_tree) -> dict[str, list[str]]:
+    with ServerProcess(*POOL, *TOOLS, *hicache_flags(), stock_tree=stock_tree) as stock:
+        return {name: stack(stock.base_url, Tool()) for name, stack in STACKS.items()}
 
 
 @pytest.mark.parametrize("name", STACKS)

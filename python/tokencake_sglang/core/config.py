@@ -11,6 +11,7 @@ from tokencake_sglang.core.errors import ConfigError
 OFFLOAD_POLICIES = ("cost", "eager", "none", "paper", "score")
 WRITE_POLICIES = ("hicache", "tokencake")
 ORDERS = ("program", "sglang")
+PRIORITIES = ("critical-path", "none")
 FORECASTS = ("quantile", "paper")
 INFER = ("clients", "names", "none")
 
@@ -33,6 +34,10 @@ class TokenCakeConfig:
         "program", "Who goes next: 'program' orders and admits by program, with a fair share for each pool (the same as"
         " --schedule-policy tokencake); 'sglang' leaves it to --schedule-policy.",
         choices=ORDERS)
+    priority: str = _setting(
+        "critical-path", "Who goes next inside a program whose graph is known, with the order 'program':"
+        " 'critical-path' the request with the longest way to the end of its run, 'none' the one that came first.",
+        choices=PRIORITIES)
     seniority_s: float = _setting(
         900.0, "Older programs go first up to this age in seconds; beyond it requests go by their own age, so that none"
         " waits longer than this for what came after it.",

@@ -12,13 +12,15 @@ from typing import Any
 
 from tokencake_sglang.core.agents import Agent, AgentTable
 from tokencake_sglang.core.config import TokenCakeConfig
-from tokencake_sglang.core.counters import COUNTERS, MOVED_TOKENS
+from tokencake_sglang.core.counters import Books
 from tokencake_sglang.core.forecast import Forecaster, make_forecaster
+from tokencake_sglang.core.graph_store import GraphStore
 from tokencake_sglang.core.hints import RequestHints
-from tokencake_sglang.core.plan import Action, Backup, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
+from tokencake_sglang.core.plan import Action, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
 from tokencake_sglang.core.policy import make_policy
 from tokencake_sglang.core.records import StallRecords
 from tokencake_sglang.core.retention import Retention
+from tokencake_sglang.core.runs import RunTable
 from tokencake_sglang.core.stalls import Reply
 from tokencake_sglang.core.timers import Timers
 from tokencake_sglang.core.types import AgentIdentity, AgentView, StallView
@@ -36,8 +38,10 @@ class Controller:
         self.policy = policy or make_policy(config)
         self.forecaster: Forecaster = make_forecaster(config)
         self.agents = AgentTable(config, self.forecaster)
-        self.counters = dict.fromkeys(COUNTERS, 0)
-        self.declined: dict[str, int] = {}
+        self.graphs = GraphStore()
+        self.runs = RunTable(self.forecaster)
+        self.books = Books()
+        self.counters, self.declined = self.books.counters, self.books.declined
         self.records = StallRecords(config.stall_records)
         self.retention = Retention()
         self.now = 0.0
@@ -65,6 +69,7 @@ class Controller:
         agent.rids[rid] = None
         agent.requests += 1
         agent.cache_ttl_s = hints.cache_ttl_s
+        self.runs.request_added(self.now, identity, rid, self.graphs.get(identity.graph_id))
         self._give_up_calls(agent)
         ended = agent.calls.end_all(self.now, ends_calls)
         self._learn(agent)
@@ -74,6 +79,10 @@ class Controller:
             self._record_return(agent, "request")
         agent.returned_at = None
         self.mark_due(agent)
+
+    def request_finished(self, rid: str, output_tokens: int) -> None:
+        """A request has generated so many tokens; `request_ended` follows where it has an agent."""
+        self.runs.request_ended(self.now, rid, output_tokens)
 
     def request_ended(self, key: str, rid: str) -> None:
         """A request of this agent finished or was aborted."""
@@ -112,6 +121,7 @@ class Controller:
             self.counters["stalls_finished"] += 1
             if not agent.calls.open:
                 agent.returned_at = self.now
+                self.runs.stall_ended(agent.key)
                 self._settle_upload(agent, stall_ended=True)
                 self._record_return(agent, event["outcome"])
             self.mark_due(agent)
@@ -131,6 +141,7 @@ class Controller:
             return reply
         self.counters["stalls_started"] += 1
         self.counters["stalls_inferred"] += inferred
+        self.runs.stall_started(self.now, agent.key, event["kind"])
         stall = self.stall_view(agent)
         self.records.opened(self.now, agent.key, agent.identity.agent_type, stall.kind, stall.predicted_end)
         agent.returned_at = None
@@ -200,14 +211,17 @@ class Controller:
         """Aborted in the queue or dropped: nobody tells, so look."""
         if agent.rids:
             self._live = self.mechanism.live_rids() if self._live is None else self._live
-            agent.rids = {rid: None for rid in agent.rids if rid in self._live}
+            for rid in [rid for rid in agent.rids if rid not in self._live]:
+                del agent.rids[rid]
+                self.runs.request_ended(self.now, rid, None)
 
     def view(self, agent: Agent) -> AgentView:
         move = "demotion" if agent.move == "offload" and agent.move_is_asked and not agent.rids else agent.move
+        importance, near_completion = self.runs.importance(agent.key)
         return AgentView(
             agent.key, agent.identity.agent_type, bool(agent.rids), self.stall_view(agent), agent.returned_at,
             move, agent.lease_until, self.mechanism.footprint(agent.key),
-            queue_wait_s=self.queue_wait_s(agent.key),
+            importance=importance, near_completion=near_completion, queue_wait_s=self.queue_wait_s(agent.key),
             offloaded_at=agent.offloaded_at, offloaded_tokens=agent.offloaded_tokens,
             idle_since=agent.idle_since, used_until=agent.used_until)
 
@@ -258,29 +272,11 @@ class Controller:
             outcome = Outcome(True)
         else:
             outcome = self.mechanism.execute(agent.key, action)
-        self._record(agent, action, outcome)
+        self.books.taken_on(agent, action, outcome)
         return outcome
 
-    def _record(self, agent: Agent, action: Action, outcome: Outcome) -> None:
-        kind = {Offload: "offload", Backup: "backup", Upload: "upload"}.get(type(action))
-        if isinstance(action, Release):
-            agent.lease_until = None
-            self.counters["leases_ended"] += 1
-        if kind is None:
-            return
-        if not outcome.accepted:
-            self.counters[f"{kind}s_declined"] += 1
-            self.declined[outcome.reason] = self.declined.get(outcome.reason, 0) + 1
-            return
-        agent.move = kind
-        if kind != "backup":
-            agent.upload_ready = False
-            agent.lease_until = action.lease_until
-        self.counters[f"{kind}s_started"] += 1
-
     def _complete(self, key: str, kind: str, tokens: int) -> None:
-        self.counters[f"{kind}s_completed"] += 1
-        self.counters[MOVED_TOKENS[kind]] += tokens
+        self.books.completed(kind, tokens)
         self.records.moved(self.now, key, kind, tokens)
         agent = self.agents.get(key)
         if agent is None:
@@ -341,6 +337,7 @@ class Controller:
         self.counters["stalls_finished"] += agent.calls.end_all()
         self.records.gone(self.now, agent.key, "agent_finished" if ended else "forgotten")
         self.agents.remove(agent.key, ended=ended)
+        self.runs.agent_gone(self.now, agent.key)
         self._due.pop(agent.key, None)
         self.retention.end(agent.key)
         self.mechanism.forget(agent.key)

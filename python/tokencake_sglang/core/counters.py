@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from tokencake_sglang.core.agents import Agent
+from tokencake_sglang.core.plan import Action, Backup, Offload, Outcome, Release, Upload
+
 MOVED_TOKENS = {"offload": "tokens_offloaded", "backup": "tokens_backed_up", "upload": "tokens_uploaded"}
 
 COUNTERS = (
@@ -11,4 +14,34 @@ COUNTERS = (
     "tokens_offloaded", "uploads_started", "uploads_completed", "uploads_on_time", "uploads_late",
     "uploads_declined", "tokens_uploaded", "leases_ended", "agents_ended", "agents_forgotten",
     "actions_accepted", "actions_clipped", "actions_deferred", "actions_rejected", "actions_missing",
+    "critical_inversions",
 )
+
+
+class Books:
+    """What the mechanism took on, declined and completed, counted and noted on the agent."""
+
+    def __init__(self) -> None:
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self.declined: dict[str, int] = {}  # by reason
+
+    def taken_on(self, agent: Agent, action: Action, outcome: Outcome) -> None:
+        kind = {Offload: "offload", Backup: "backup", Upload: "upload"}.get(type(action))
+        if isinstance(action, Release):
+            agent.lease_until = None
+            self.counters["leases_ended"] += 1
+        if kind is None:
+            return
+        if not outcome.accepted:
+            self.counters[f"{kind}s_declined"] += 1
+            self.declined[outcome.reason] = self.declined.get(outcome.reason, 0) + 1
+            return
+        agent.move = kind
+        if kind != "backup":
+            agent.upload_ready = False
+            agent.lease_until = action.lease_until
+        self.counters[f"{kind}s_started"] += 1
+
+    def completed(self, kind: str, tokens: int) -> None:
+        self.counters[f"{kind}s_completed"] += 1
+        self.counters[MOVED_TOKENS[kind]] += tokens

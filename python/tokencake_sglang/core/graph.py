@@ -18,6 +18,7 @@ from tokencake_sglang.core.graph_paths import depths, finish_times, first_cycle,
 
 NODE_KINDS = ("llm", "tool")
 OBJECTIVES = ("latency", "throughput")
+HINT_NAMES, HINT_CHARS = 128, 64  # a name that is unknown is compared with so many others, up to this length
 
 #: Expected seconds by kind of tool. Files and file query: paper table 1 (file system, SQLite, upper end); the rest: the
 #: defaults of the paper's artifact. "local" is a step that waits for nothing: a start, an end, a barrier.
@@ -200,7 +201,8 @@ def _check_names(graph: AgentGraph) -> None:
 
 def _check_known(where: str, name: str, names: set[str]) -> None:
     if name not in names:
-        near = difflib.get_close_matches(name, sorted(names), 1)
+        likely = [one for one in sorted(names) if len(one) <= HINT_CHARS][:HINT_NAMES]
+        near = difflib.get_close_matches(name[:HINT_CHARS], likely, 1)
         hint = f"did you mean {near[0]!r}? Otherwise add it" if near else "add it"
         raise GraphError(f"{where}: there is no node {name!r}; {hint} with add_node() first")
 

@@ -5,6 +5,7 @@ All results depend only on the order in which the nodes and edges were declared.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -34,17 +35,15 @@ def tails_after(before: Neighbours) -> dict[str, tuple[str, ...]]:
 def in_order(before: Neighbours) -> list[str]:
     """The nodes, each after those it waits for, otherwise as declared; nodes on or behind a cycle are missing."""
     after, waits = tails_after(before), {name: len(sources) for name, sources in before.items()}
-    rank = {name: number for number, name in enumerate(before)}
-    ready, done = [name for name in before if not before[name]], []
+    names, rank = list(before), {name: number for number, name in enumerate(before)}
+    ready, done = [rank[name] for name in names if not before[name]], []  # rising numbers are a heap
     while ready:
-        name = ready.pop(0)
+        name = names[heapq.heappop(ready)]
         done.append(name)
-        freed = []
         for target in after[name]:
             waits[target] -= 1
             if not waits[target]:
-                freed.append(target)
-        ready = sorted(ready + freed, key=rank.__getitem__)
+                heapq.heappush(ready, rank[target])
     return done
 
 

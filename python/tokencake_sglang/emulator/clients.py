@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tokencake_sglang.core.graph import AgentGraph
 from tokencake_sglang.emulator.clock import SECOND, START_NS, VirtualClock
 from tokencake_sglang.emulator.program import Call, Program, Text, ToolCall, Workload
 from tokencake_sglang.emulator.spec import Configuration
@@ -44,6 +45,7 @@ class CallRun:
 class ProgramRun:
     program: Program
     order: int
+    graph_id: str | None = None  # of the graph that the server knows it follows
     arrived_ns: int | None = None
     ended_ns: int | None = None
     calls: dict[str, CallRun] = field(default_factory=dict)
@@ -75,6 +77,8 @@ class Server(Protocol):
 
     def tell(self, event: dict[str, Any]) -> None: ...
 
+    def add_graph(self, graph: AgentGraph) -> str: ...
+
     def open_session(self, session_id: str) -> None: ...
 
     def close_session(self, session_id: str) -> None: ...
@@ -99,6 +103,11 @@ class Clients:
 
     def start(self) -> None:
         """Schedule the arrival of every program; of a lane, the first one."""
+        if self.tells_stalls:
+            graphs = dict.fromkeys(run.program.graph for run in self.runs if run.program.graph is not None)
+            ids = {graph: self.server.add_graph(graph) for graph in graphs}
+            for run in self.runs:
+                run.graph_id = ids.get(run.program.graph)
         for run in self.runs:
             if run.program.lane is not None:
                 self.lanes.setdefault(run.program.lane, []).append(run)
@@ -173,6 +182,8 @@ class Clients:
             fields["agent_metadata"] = {
                 "app_id": run.program.app_id, "agent_id": call.agent_id, "agent_type": call.call.agent_type,
                 "node_id": call.call.name}
+            if run.graph_id is not None:
+                fields["agent_metadata"]["graph_id"] = run.graph_id
         return fields
 
     def answered(self, rid: str, answer: Answer) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokencake_sglang.core.graph import AgentGraph
+
 
 @dataclass(frozen=True)
 class Text:
@@ -67,12 +69,14 @@ class Call:
 class Program:
     """One application or session. Arrives at `arrival_s`, or, in a closed loop, when the one before it in its
     `lane` has ended and `arrival_s` (then a pause) has passed. Calls are in an order in which parents come first.
+    `graph`: the plan that it follows, which its client tells the server; names of nodes are those of the calls.
     """
 
     app_id: str
     calls: tuple[Call, ...]
     arrival_s: float = 0.0
     lane: int | None = None
+    graph: AgentGraph | None = None
 
 
 @dataclass(frozen=True)

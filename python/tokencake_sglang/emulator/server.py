@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from tokencake_sglang.core.graph import AgentGraph
+from tokencake_sglang.core.graph_json import graph_id, to_json
 from tokencake_sglang.emulator import time_shim
 from tokencake_sglang.emulator.clock import SECOND, VirtualClock
 from tokencake_sglang.emulator.copies import EmulatedCopies
@@ -132,6 +134,15 @@ class EmulatedServer:
         self._told += 1
         payload = json.dumps(parse_event(event))
         self.send(TokenCakeControlReq(control_id=f"e{self._told}", op="event", payload=payload))
+
+    def add_graph(self, graph: AgentGraph) -> str:
+        """Send a graph, as POST /v1/tokencake/graphs would, and return its id."""
+        from tokencake_sglang.engine.ipc import TokenCakeControlReq
+
+        self._told += 1
+        payload = json.dumps(to_json(graph))
+        self.send(TokenCakeControlReq(control_id=f"g{self._told}", op="graph", payload=payload))
+        return graph_id(graph)
 
     def open_session(self, session_id: str) -> None:
         from sglang.srt.managers.io_struct import OpenSessionReqInput

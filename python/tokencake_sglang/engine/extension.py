@@ -55,6 +55,7 @@ class TokenCakeExtension(SchedulerExtension):
         self.cache.on_step = self._on_step
         self.cache.on_request_ended = self.controller.request_ended
         self.queue = ProgramQueue(scheduler, self.cache, self.controller) if config.order == "program" else None
+        self.cache.on_request_finished = self._on_request_finished
         self.parking = Parking(scheduler, self.cache)
         self.cache.on_reset = self._on_reset
         self.cache.on_backups_landed = self._try_admission_again
@@ -107,6 +108,13 @@ class TokenCakeExtension(SchedulerExtension):
     def on_requests_admitted(self, reqs: list[Any]) -> None:
         if self.queue is not None:
             self.queue.admitted(reqs)
+        for req in reqs:
+            self.controller.runs.request_admitted(self.controller.now, req.rid)
+
+    def _on_request_finished(self, req: Any) -> None:
+        if self.queue is not None:
+            self.queue.request_ended(req)
+        self.controller.request_finished(req.rid, len(req.output_ids))
 
     def _on_step(self) -> None:
         if self.measure is not None:
@@ -128,6 +136,10 @@ class TokenCakeExtension(SchedulerExtension):
             status, body = 200, state_report(self, payload.get("agents", 100), payload.get("stalls", 0))
         elif req.op == "actions":
             status, body = 200, {"outcomes": [self.actions.apply(action) for action in payload["actions"]]}
+        elif req.op == "graph":
+            status, body = self.controller.graphs.post(payload)
+        elif req.op == "show_graph":
+            status, body = self.controller.graphs.show(payload["graph_id"])
         elif req.op == "save":
             if self.history is not None:
                 self.history.flush()

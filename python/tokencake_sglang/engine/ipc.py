@@ -10,10 +10,8 @@ from sglang.srt.managers.io_struct import BaseReq, hook_custom_types
 
 
 class TokenCakeControlReq(BaseReq, kw_only=True):
-    """One control call. `op` is "event", "actions", "state" or "save" (the history, now).
-
-    `payload` is a JSON object.
-    """
+    """One control call. `op` is "event", "actions", "state", "graph" (keep this one), "show_graph" or "save" (the
+    history, now); `payload` is a JSON object."""
 
     control_id: str
     op: str

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tokencake_sglang.core.controller import COUNTERS, Controller
+from tokencake_sglang.core.controller import Controller
+from tokencake_sglang.core.counters import COUNTERS
 from tokencake_sglang.core.types import PoolView
 
 INTERVAL_S = 1.0

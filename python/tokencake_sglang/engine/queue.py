@@ -25,10 +25,10 @@ class ProgramQueue:
         self.cache = cache
         self.controller = controller
         self.spatial = SpatialScheduler(controller.config)
+        self.spatial.place = controller.runs.place
         self.program_of: dict[str, str] = {ANONYMOUS: SHARED}  # agent -> its program
         controller.queue_wait_s = lambda key: self.spatial.wait_s(self.program_of.get(key, key))
         controller.on_agent_gone = self.agent_ended
-        cache.on_request_finished = self.request_ended
         cache.owners.program_of = lambda key: self.program_of.get(key, key)
 
     def request_added(self, req: Any, identity: AgentIdentity | None, hints: RequestHints) -> None:
@@ -68,9 +68,12 @@ class ProgramQueue:
     def admitted(self, reqs: list[Any]) -> None:
         for req in reqs:
             self.spatial.request_admitted(self.controller.now, req.rid, req.extend_range.length)
+        inversions = self.spatial.critical_inversions([req.rid for req in reqs])
+        self.controller.counters["critical_inversions"] += inversions
 
     def report(self, most: int) -> dict[str, Any]:
-        """For the live state: up to `most` programs that have requests, the oldest first, and the pools' service."""
+        """For the live state: up to `most` programs that have requests, the oldest first, as many waiting requests, and
+        the pools' service."""
         spatial, ledger = self.spatial, self.cache.owners.ledger
         busy = sorted((p for p in spatial.programs if p.rids), key=lambda p: p.order)[:most]
         return {
@@ -78,6 +81,8 @@ class ProgramQueue:
                 "program": p.name, "arrived_at": p.arrived_at, "requests": len(p.rids), "waiting": spatial.waits(p),
                 "kv_tokens": ledger.held(p.name), "at_the_door": p.name in spatial.held_back,
                 "queue_wait_s": spatial.wait_s(p.name)} for p in busy],
+            "waiting": [{"rid": rid, "program": program, "path_s": path_s}
+                        for rid, program, path_s in spatial.waiting(most)],
             "pools": [{"tenant": tenant, "class": kind, "service": service}
                       for (tenant, kind), service in sorted(spatial.shares.times().items())],
             "shared_kv_tokens": ledger.held(SHARED), "owned_kv_tokens": ledger.total,

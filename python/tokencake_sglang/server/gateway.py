@@ -22,6 +22,7 @@ from tokencake_sglang.core.errors import TokenCakeError
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReqOutput, register_ipc_types
 from tokencake_sglang.server.action_routes import build_action_router
 from tokencake_sglang.server.auth import UnauthorizedSentence
+from tokencake_sglang.server.graphs import build_graph_router
 from tokencake_sglang.server.identity import AgentIdentityMiddleware, attach_metadata
 from tokencake_sglang.server.routes import build_router, error_body
 from tokencake_sglang.server.turns import StallInference
@@ -86,6 +87,7 @@ def mount(app: Any, gateway: ControlGateway | None, infer: str = "none") -> None
     """
     app.include_router(build_router(gateway))
     app.include_router(build_action_router(gateway))
+    app.include_router(build_graph_router(gateway))
     if gateway is not None:
         stalls = StallInference(gateway) if infer == "clients" else None
         app.user_middleware.append(Middleware(

@@ -74,14 +74,14 @@ def parse_limit(text: str | None, name: str = "agents", default: int = DEFAULT_A
     return int(text)
 
 
-async def read_body(request: Request) -> bytes:
-    """The body, refused as soon as it is known to be too long."""
+async def read_body(
+        request: Request, most: int = MAX_EVENT_BYTES, advice: str = "Send one event per request.") -> bytes:
+    """The body, refused as soon as it is known to have more than `most` bytes; `advice` says what to do then."""
     raw = bytearray()
     async for chunk in request.stream():
         raw += chunk
-        if len(raw) > MAX_EVENT_BYTES:
-            raise MetadataError(f"the body has more than {MAX_EVENT_BYTES} bytes, the most that is allowed."
-                                " Send one event per request.")
+        if len(raw) > most:
+            raise MetadataError(f"the body has more than {most} bytes, the most that is allowed. {advice}")
     return bytes(raw)
 
 

@@ -106,19 +106,20 @@ def parse_event(obj: Any) -> dict[str, Any]:
     return event
 
 
-def decode_object(raw: bytes) -> Any:
-    """JSON text to values; MetadataError on malformed or too deeply nested text, NaN, infinities and repeated keys."""
-    if len(raw) > MAX_EVENT_BYTES:
-        raise MetadataError(f"the body has {len(raw)} bytes; allowed: {MAX_EVENT_BYTES}. Send one event per request.")
+def decode_object(raw: bytes, most: int = MAX_EVENT_BYTES) -> Any:
+    """JSON text to values; MetadataError on malformed or too deeply nested text, NaN, infinities and repeated keys, and
+    on more than `most` bytes."""
+    if len(raw) > most:
+        raise MetadataError(f"the body has {len(raw)} bytes; allowed: {most}. Send one event or graph per request.")
     try:
         return json.loads(raw, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
     except MetadataError:
         raise
     except RecursionError:
-        raise MetadataError("the body is nested too deeply; allowed: one flat JSON object. Send the fields"
+        raise MetadataError("the body is nested too deeply; allowed: one JSON object. Send the fields"
                             " themselves.") from None
     except ValueError as error:
-        raise MetadataError(f"the body is not JSON ({_clip(str(error), 120)}); allowed: one flat JSON object."
+        raise MetadataError(f"the body is not JSON ({_clip(str(error), 120)}); allowed: one JSON object."
                             " Correct the text.") from None
 
 

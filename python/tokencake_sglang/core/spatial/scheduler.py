@@ -1,17 +1,19 @@
 """Order and admission: what the engine asks about its waiting queue, answered from values alone.
 
 Order: pools by fair share (`shares`), in a pool the request of the oldest program, in a program the one of the highest
-priority, of those the one that has waited longest. A program's seniority ends after `seniority_s`: beyond it requests
-go by their own age, so a request has only older requests before it once it has waited that long, whatever arrives. That
-is the bound on waiting.
+priority that its client gives, of those the one with the longest path to the end of its run (`core/runs`), of equal
+ones and without a graph the one that has waited longest. A program's seniority ends after `seniority_s`: beyond it
+requests go by their own age, so a request has only older requests before it once it has waited that long, whatever
+arrives. That is the bound on waiting.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.spatial.load_control import Claim, Peaks, at_the_door
@@ -19,7 +21,7 @@ from tokencake_sglang.core.spatial.output_lengths import OutputLengths
 from tokencake_sglang.core.spatial.pace import Pace
 from tokencake_sglang.core.spatial.programs import AgentState, Program, ProgramTable
 from tokencake_sglang.core.spatial.shares import FairShares, cost
-from tokencake_sglang.core.spatial.views import Demand, Waiting
+from tokencake_sglang.core.spatial.views import Demand, Place, Waiting
 
 INTERLEAVED = 64  # places of the queue that are shared out between pools; behind them pools follow one another
 PRESSED = 0.5  # of the capacity held: below it nobody waits at the door
@@ -27,9 +29,12 @@ LOOK_EVERY_S = 0.1  # the door is looked at again after this long,
 LOOK_FOR_EACH_S = 0.001  # or after this long for each program that was looked at, if that is longer,
 LOOK_AT_MOST_S = 10.0  # or at last after this long
 LONGEST_WAIT_S = 600.0  # that is told; a pace of a slow moment is no forecast for an hour
-RANKS_LAST_S = 1.0  # seniority is looked at again after this long
+RANKS_LAST_S = 1.0  # seniority and paths are looked at again after this long
+SIBLINGS_SEEN = 256  # of a program, to find one that should have gone first
 
-Rank = tuple[int, int, int, int]
+Urgency = tuple[int, int, float]  # priority, whether nobody waits for it, path; all so that the smaller goes first
+Rank = tuple[int, int, Urgency, int]
+NO_PLACE: Urgency = (0, 0, 0.0)
 
 
 @dataclass
@@ -41,6 +46,7 @@ class _Entry:
     runs: bool = False
     charged: float | None = None  # to its pool, at its admission
     new_tokens: int = 0
+    urgency: Urgency | None = None  # not looked up yet
 
 
 class SpatialScheduler:
@@ -53,11 +59,12 @@ class SpatialScheduler:
         self.shares = FairShares()
         self.peaks = Peaks()
         self.held_back: frozenset[str] = frozenset()
+        self.place: Callable[[str], Place | None] = lambda rid: None  # of a request in the run of its graph
         self._entries: dict[str, _Entry] = {}
         self._number = 0
         self._changed = True  # the order may have
         self._turns = False  # several pools take turns, so that each admission changes the order
-        self._ranked_at = -math.inf
+        self._ranked_at = self._placed_at = -math.inf
         self.pace = Pace()
         self._waiting_orders: list[int] = []  # of the programs that waiting requests are of, ascending
         self._look_at = -math.inf
@@ -71,7 +78,7 @@ class SpatialScheduler:
         """It has joined the queue, or joined it again after a retraction."""
         entry = self._entries.get(waiting.rid)
         if entry is not None:
-            entry.runs = False
+            entry.runs, entry.urgency = False, None
             self._changed = True
             return
         self._number += 1
@@ -92,6 +99,22 @@ class SpatialScheduler:
             entry.new_tokens = new_tokens
             self.shares.admit(entry.waiting.pool, entry.charged)
         self._changed = self._changed or self._turns
+
+    def critical_inversions(self, rids: Sequence[str]) -> int:
+        """How many of these, which were admitted together, went before a request of their program with a longer path
+        that still waits."""
+        return sum(self._passes_a_sibling(self._entries[rid]) for rid in rids if rid in self._entries)
+
+    def _passes_a_sibling(self, entry: _Entry) -> bool:
+        place = self.place(entry.waiting.rid)
+        if place is None:
+            return False
+        for rid in islice(entry.program.rids, SIBLINGS_SEEN):
+            other = self._entries.get(rid)
+            its = self.place(rid) if other is not None and not other.runs else None
+            if its is not None and (its.is_urgent, its.path_s) > (place.is_urgent, place.path_s):
+                return True
+        return False
 
     def request_ended(self, now: float, rid: str, output_tokens: int | None = None) -> None:
         """It finished after `output_tokens`, or went away (None)."""
@@ -137,6 +160,8 @@ class SpatialScheduler:
         if not self._changed and now - self._ranked_at < RANKS_LAST_S:
             return None
         self._changed, self._ranked_at = False, now
+        renew = now - self._placed_at >= RANKS_LAST_S
+        self._placed_at = now if renew else self._placed_at
         oldest = now - self.config.seniority_s
         pools: dict[tuple[str, str], list[tuple[Rank, str]]] = {}
         unknown = []
@@ -145,6 +170,8 @@ class SpatialScheduler:
             if entry is None:
                 unknown.append(rid)
                 continue
+            if renew or entry.urgency is None:
+                entry.urgency = self._urgency(entry)
             pools.setdefault(entry.waiting.pool, []).append((self._rank(entry, oldest), rid))
         for ranked in pools.values():
             ranked.sort()
@@ -156,6 +183,12 @@ class SpatialScheduler:
     def waits(self, program: Program) -> int:
         """How many of its requests wait."""
         return sum(not self._entries[rid].runs for rid in program.rids if rid in self._entries)
+
+    def waiting(self, most: int) -> list[tuple[str, str, float | None]]:
+        """Waiting requests in the order of their arrival, each with its program ("" for a plain one) and its path."""
+        waiting = (entry.waiting for entry in self._entries.values() if not entry.runs)
+        found = ((one.rid, one.program, self.place(one.rid)) for one in islice(waiting, most))
+        return [(rid, program, None if place is None else place.path_s) for rid, program, place in found]
 
     def wait_s(self, program: str) -> float:
         """Seconds that a request of `program` would wait behind those of older ones, at the pace of the last ones."""
@@ -206,8 +239,13 @@ class SpatialScheduler:
 
     def _rank(self, entry: _Entry, oldest: float) -> Rank:
         if entry.program.arrived_at < oldest:
-            return 0, 0, 0, entry.number
-        return 1, entry.program.order, -entry.waiting.priority, entry.number
+            return 0, 0, NO_PLACE, entry.number
+        return 1, entry.program.order, entry.urgency or NO_PLACE, entry.number
+
+    def _urgency(self, entry: _Entry) -> Urgency:
+        place = self.place(entry.waiting.rid) if self.config.priority != "none" else None
+        goes_by_path = (0, 0.0) if place is None else (int(not place.is_urgent), -place.path_s)
+        return -entry.waiting.priority, *goes_by_path
 
     def _interleaved(self, pools: dict[tuple[str, str], list[str]]) -> list[str]:
         if len(pools) == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 PLAIN = "plain"  # class of requests without an agent; all others are of AGENTS
 AGENTS = "agents"
@@ -38,3 +39,11 @@ class Demand:
     held: Mapping[str, int]
     total_held: int
     running: bool
+
+
+class Place(NamedTuple):
+    """Of a request in the run of its program's graph: the longest path from it to the end, in seconds, and whether
+    somebody waits for it (an objective "throughput" says that nobody does)."""
+
+    path_s: float
+    is_urgent: bool

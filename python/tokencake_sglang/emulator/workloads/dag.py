@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tokencake_sglang.core.graph import AgentGraph, Node
 from tokencake_sglang.emulator.program import Call, Output, Part, Program, Text, ToolCall, Workload
 from tokencake_sglang.emulator.workloads import arrivals, forecast
 from tokencake_sglang.emulator.workloads.files import read_json
@@ -49,9 +50,9 @@ def build(shipped: str, seed: str, values: Mapping[str, Any]) -> Workload:
     if shipped == "dag" and values["path"] is None:
         raise ValueError("workload dag: path is None, it must be the path of a graph file (docs/workloads.md)")
     graph = Graph.read(f"{shipped}.json", values["path"], values["profile"])
-    times = arrivals.arrivals(values["applications"], seed, values)
+    times, plan = arrivals.arrivals(values["applications"], seed, values), _plan(graph, values)
     programs = tuple(
-        Program(app_id, _calls(graph, app_id, f"{seed}/{index}", values), time.arrival_s, time.lane)
+        Program(app_id, _calls(graph, app_id, f"{seed}/{index}", values), time.arrival_s, time.lane, plan)
         for index, time in enumerate(times) for app_id in [f"{graph.name}-{index:03d}"])
     return Workload(graph.name, programs, values["horizon_s"])
 
@@ -187,6 +188,24 @@ def _calls(graph: Graph, app_id: str, seed: str, values: Mapping[str, Any]) -> t
             after=tuple(parent for parent, _ in graph.parents[name]), tool=_tool(node, rng, values),
             critical=node["critical"], last_of_agent=last[agents[name]] == name)
         for name, node in graph.nodes.items())
+
+
+def _plan(graph: Graph, values: Mapping[str, Any]) -> AgentGraph:
+    """What a client can declare: calls with their token budgets and with the expected seconds of their tools, which
+    are off by the same factor as its forecasts; None where it forecasts none."""
+    nodes = []
+    for name, node in graph.nodes.items():
+        tool, tokens = node.get("tool"), node["max_new_tokens"][graph.budget]
+        if tool is None:
+            nodes.append(Node(name, agent_type=node["agent_type"], tokens=tokens))
+            continue
+        knob = values["forecast"]
+        seconds = tool["default_total_s" if knob == "default" else "mean_s"] * values["tool_factor"]
+        seconds *= knob.get("factor", 1.0) if isinstance(knob, Mapping) else 1.0
+        nodes.append(Node(name, "tool", agent_type=node["agent_type"], tokens=tokens, tool_kind=tool["name"],
+                          seconds=None if knob == "none" else seconds))
+    edges = tuple((parent, name) for name in graph.nodes for parent, _ in graph.parents[name])
+    return AgentGraph(tuple(nodes), edges, tuple(name for name in graph.nodes if not graph.parents[name]))
 
 
 def _tool(node: Mapping[str, Any], rng: random.Random, values: Mapping[str, Any]) -> ToolCall | None:
