@@ -134,19 +134,20 @@ def test_a_partial_prefill_that_fails_changes_nothing_but_is_said(make_peer, cap
     peer = make_peer()
     endpoint = tc.Endpoint(peer.url)
 
-    def work():
+    def spoil():
         if failure == "refused":
             peer.fail_generate_with = 400
-        threading.Event().wait(0.4)
-        peer.fail_generate_with = None
-        return "hit"
+        else:
+            endpoint.base_url = "http://127.0.0.1:9"  # the discard port: nobody is there
 
-    if failure == "gone":
-        endpoint.prefill_text = lambda *_: (_ for _ in ()).throw(OSError("gone"))
+    def work():
+        threading.Event().wait(0.4)
+        peer.fail_generate_with, endpoint.base_url = None, peer.url
+        return "hit"
 
     @tc.agent
     def prog(s):
-        s += "x" + sgl.gen("g") + tc.call(work, name="hits", prefill=True)
+        s += "x" + sgl.gen("g") + tc.call(spoil, name="spoilt") + tc.call(work, name="hits", prefill=True)
         s += "then" + sgl.gen("h")
 
     state = prog.run(backend=endpoint)

@@ -32,7 +32,6 @@ class Endpoint(RuntimeEndpoint):
         """
         base_url = base_url.rstrip("/")
         super().__init__(base_url, api_key=api_key, **kwargs)
-        self.support_concate_and_append = False  # its route is gone from the server; join() then joins the texts
         self.app_id = None if app_id is None else check_id("app_id", app_id)
         if not isinstance(prefill, bool):
             raise TypeError(f"Endpoint: prefill found {prefill!r}; allowed are True and False")
