@@ -35,6 +35,7 @@ def test_an_agent_run_inside_an_agent_has_its_own_id_below_its_parents_and_the_s
         assert boss.run(backend=endpoint).ret_value == "SUB"
     known = identities(peer)
     assert known["sub"]["agent_id"].startswith(known["boss"]["agent_id"] + "/helper-")
+    assert known["sub"]["parent_agent_id"] == known["boss"]["agent_id"] and "parent_agent_id" not in known["boss"]
     assert known["sub"]["agent_type"] == "helper" and known["sub"]["app_id"] == known["boss"]["app_id"] == "together"
     eventually(lambda: sorted(e["agent_id"] for e in peer.events if e["event"] == "agent_finished")
                == sorted(identity["agent_id"] for identity in known.values()))

@@ -40,7 +40,7 @@ def nested(depth: int) -> object:
     {"agent_id": "a", "lifecycle_id": "l"},
     {key: "v" * 256 for key in METADATA_KEYS},
     {"agent_id": "Ünïcode agent 智能体"},
-    {"agent_id": "a", "purpose": "prefill"},
+    {"agent_id": "a", "purpose": "prefill"}, {"agent_id": "a", "parent_agent_id": "b"},
 ])
 def test_good_metadata_comes_back_unchanged(metadata):
     assert parse_metadata(metadata) == metadata

@@ -65,8 +65,7 @@ class Controller:
         agent.rids[rid] = None
         agent.requests += 1
         if identity.purpose == PREFILL:
-            self.mark_due(agent)
-            return
+            return self.mark_due(agent)
         agent.cache_ttl_s = hints.cache_ttl_s
         self._give_up_calls(agent)
         ended = agent.calls.end_all(self.now, ends_calls)

@@ -107,6 +107,7 @@ class AgentContext:
             "node_id": self.node_id,
             "agent_type": self.agent_type,
             "agent_id": self.agent_id,
+            "parent_agent_id": self.parent.agent_id if self.parent else None,
         }
         return {key: value for key, value in fields.items() if value is not None}
 

@@ -32,9 +32,9 @@ MAX_STAGES = 32
 def parse_metadata(obj: Any) -> dict[str, str]:
     """One agent's metadata: a flat object of 1..256-character strings, with at least one of agent_id, lifecycle_id.
 
-    `purpose` says that the request is not the agent's next step.
+    `parent_agent_id` names the agent that it works for; `purpose` says that the request is not the agent's next step.
     """
-    values = _known(obj, "tokencake", (*METADATA_KEYS, "purpose"))
+    values = _known(obj, "tokencake", (*METADATA_KEYS, "parent_agent_id", "purpose"))
     found = {key: _text(value, f"tokencake.{key}") for key, value in values.items()}
     if found.get("purpose", PURPOSES[0]) not in PURPOSES:
         raise MetadataError(f"tokencake.purpose is {_show(found['purpose'])}; allowed: {', '.join(PURPOSES)}."
