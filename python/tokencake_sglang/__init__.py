@@ -18,14 +18,19 @@ _HOMES = {
     "Stage": "frontend.tool",
     "Tool": "frontend.tool",
     "ToolError": "frontend.tool",
+    "ToolTimeout": "frontend.tool",
     "stage_done": "frontend.tool",
     "tool": "frontend.tool",
     "app": "frontend.identity",
-    "AgentFunction": "frontend.sglang_backend",
-    "Endpoint": "frontend.sglang_backend",
+    "AgentFunction": "frontend.agents",
+    "Endpoint": "frontend.endpoint",
     "derive": "frontend.derive",
-    "agent": "frontend.sglang_backend",
-    "call": "frontend.sglang_backend",
+    "agent": "frontend.agents",
+    "barrier": "frontend.flow",
+    "branch": "frontend.flow",
+    "call": "frontend.calls",
+    "loop": "frontend.flow",
+    "value": "frontend.calls",
 }
 _MODULES = {"nodes": "frontend.nodes"}
 __all__ = [*_HOMES, *_MODULES, "__version__"]

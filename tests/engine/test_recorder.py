@@ -26,14 +26,14 @@ class Watched:
         self.waiting_queue, self.chunked_req, self.last_batch = [], None, None
         self.running_batch = SimpleNamespace(reqs=[])
         self.recorder = module.Recorder(self, str(path))
-        self.count = 0
+        self.count, self.purpose = 0, None
 
     def add(self, prompt=None, agent=None, rid=None, refused=False, **fields):
         from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
         from sglang.srt.sampling.sampling_params import SamplingParams
 
         self.count += 1
-        metadata = {"agent_id": agent} if agent else None
+        metadata = {"agent_id": agent} | ({"purpose": self.purpose} if self.purpose else {}) if agent else None
         prompt = tokens(self.count, 30) if prompt is None else prompt
         req = Req(rid or f"r{self.count}", "", array("q", prompt), SamplingParams(max_new_tokens=4),
                   agent_metadata=metadata, **fields)
@@ -128,6 +128,15 @@ def test_prompts_of_different_adapters_share_no_block(watched):
     watched.step()
     first, second, third = (row["hash_ids"] for row in watched.rows())
     assert first == third and not set(first) & set(second)
+
+
+def test_the_start_of_a_prompt_that_is_still_to_come_is_no_request_of_a_trace(watched):
+    watched.purpose = "prefill"
+    watched.end(watched.add(agent="a"))
+    watched.purpose = None
+    watched.end(watched.add(agent="a"))
+    watched.step()
+    assert [(row["round_idx"], row["output_length"]) for row in watched.rows()] == [(0, 3)]
 
 
 def test_events_are_read_as_they_pass_and_state_calls_are_not(watched):

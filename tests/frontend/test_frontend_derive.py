@@ -220,9 +220,9 @@ def asks(question):
     "question",
     [bool, len, list, lambda v: v == "yes", lambda v: v != "yes", lambda v: "yes" in v, lambda v: v[0], int, float,
      lambda v: v.strip().lower().startswith("y"), lambda v: str(v).startswith("y"), lambda v: str(v) == "yes",
-     lambda v: str(v).strip().split(), lambda v: {"yes": 1}[v], lambda v: str(v) in {"yes"},
+     lambda v: str(v).strip().split()[0], lambda v: {"yes": 1}[v], lambda v: str(v) in {"yes"},
      lambda v: json.loads(str(v)),
-     lambda v: v.replace("a", "b"), lambda v: v > "a"],
+     lambda v: v.replace("a", "b") == "b", lambda v: v > "a"],
 )
 def test_a_program_that_asks_what_the_model_wrote_is_told_what_to_declare(question):
     sentence = (r"decides by what the model writes into 'verdict' \(step asker\.verdict\) "

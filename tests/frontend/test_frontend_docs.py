@@ -22,6 +22,25 @@ def test_the_example_runs_as_it_is_printed(peer, capsys):
     assert peer.generates[0]["tokencake"]["app_id"] == "report-7"
 
 
+def test_the_dynamic_program_runs_as_it_is_printed(peer, capsys):
+    import sglang as sgl
+
+    example = re.search(r"# A dynamic program.*?```python\n(.*?)```", DOC, re.S).group(1)
+    scope = {"URL": peer.url}
+    try:
+        exec(compile(example, "dsl.md", "exec"), scope)
+    finally:
+        sgl.set_default_backend(None)
+    path, answer = capsys.readouterr().out.splitlines()
+    assert path.startswith("planner.topics > searcher[1].query > searcher[1].pages")
+    assert path.endswith("writer.answer > writer.short")
+    counts = {node.name: node.count for node in scope["graph"].value().nodes}
+    assert counts["searcher[4].query"] == 1.5 and "searcher[5].query" not in counts
+    assert answer.startswith("word")
+    assert {body["tokencake"]["app_id"] for body in peer.generates if "tokencake" in body} == {"answer-12"}
+    assert sum(event["event"] == "stall_started" for event in peer.events) == 3  # one topic; no verdict says enough
+
+
 @pytest.mark.parametrize("name", ["tool", "call", "agent"])
 def test_each_function_is_documented_with_its_arguments(name):
     heading = re.search(rf"^## `tc\.{name}\((.*)\)`$", DOC, re.M).group(1)

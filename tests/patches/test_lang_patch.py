@@ -1,4 +1,4 @@
-"""The frontend patches (0010, 0011): each test fails on the unpatched release because of the hunk that it names.
+"""The frontend patches (0010 to 0014): each test fails on the unpatched release because of the hunk that it names.
 
 They use SGLang's own classes and a backend in this process, and nothing of this package.
 """
@@ -11,7 +11,7 @@ import threading
 import pytest
 from sglang.lang.backend.base_backend import BaseBackend
 from sglang.lang.interpreter import StreamExecutor
-from sglang.lang.ir import SglExpr, SglExprList, SglFunction, SglGen
+from sglang.lang.ir import SglConstantText, SglExpr, SglExprList, SglFunction, SglGen, SglRoleBegin, SglRoleEnd
 
 pytestmark = pytest.mark.filterwarnings("ignore:Error in stream_executor")
 
@@ -190,7 +190,7 @@ def test_after_a_worker_error_nothing_waits_for_ever(stream):
     assert within(20, lambda: executor.get_var("later")) == ("raised", error)
     if stream:
         assert executor.stream_var_event["later"].is_set()
-    assert within(20, lambda: executor.fork(2))[0] == "returned"
+    assert within(20, lambda: executor.fork(2)) == ("raised", error)
     executor.end()
 
 
@@ -297,3 +297,115 @@ def test_an_end_that_finds_the_worker_alive_just_before_it_fails_leaves_nothing_
     executor.worker = WorkerThatStopsWhenAsked(executor.worker)
     executor.end()
     assert within(20, executor.text) == ("returned", "")
+
+
+class FailsIn(EchoBackend):
+    """Fails the generations of states whose text contains this word."""
+
+    def __init__(self, word):
+        super().__init__()
+        self.word = word
+
+    def generate(self, s, sampling_params):
+        if self.word in s.text_:
+            raise ValueError(f"broken by {self.word}")
+        return "ok", {}
+
+
+def forked_program(mode):
+    def program(s):
+        s += "start"
+        forks = s.fork(3)
+        for number, fork in enumerate(forks.states):
+            fork += SglExprList([SglConstantText(f" [{number}]"), SglGen("g")])
+        program.forks = forks
+        forks.join(mode)
+        program.went_on = True
+
+    program.went_on = False
+    return program
+
+
+@pytest.mark.parametrize("mode", ["gather_variable", "concate_and_append"])
+def test_join_raises_the_error_of_a_failed_fork_after_all_forks_have_ended(mode):
+    program = forked_program(mode)
+    outcome, error = within(20, lambda: SglFunction(program).run(backend=FailsIn("[1]")))
+    assert (outcome, str(error), program.went_on) == ("raised", "broken by [1]", False)
+    for fork in program.forks.states:
+        fork.stream_executor.worker.join(20)
+        assert not fork.stream_executor.worker.is_alive()
+
+
+def test_join_of_forks_that_all_went_well_raises_nothing_also_when_a_step_has_noted_an_error():
+    class Noted(Step):
+        def execute_on(self, executor):
+            executor.error_ = LookupError("kept for its reader")
+            super().execute_on(executor)
+
+    def program(s):
+        forks = s.fork(2)
+        for fork in forks.states:
+            fork += Noted("out", 7)
+        forks.join()
+        return s["out"]
+
+    for _ in range(20):  # the forks' workers end while join() returns
+        assert SglFunction(program).run(backend=EchoBackend()).ret_value == [7, 7]
+
+
+def test_a_state_whose_work_has_failed_cannot_be_forked():
+    executor = executor_on(EchoBackend(ValueError("broken")))
+    executor.submit(SglGen("g"))
+    outcome, error = within(20, lambda: executor.fork(2))
+    assert (outcome, str(error)) == ("raised", "broken")
+
+
+def test_what_a_streamed_program_raises_is_its_states_error(monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda _arguments: ended.set())
+
+    def program(s):
+        s += SglExprList([SglConstantText("text "), SglGen("g")])
+        raise LookupError("the program itself is wrong")
+
+    state = SglFunction(program).run(backend=EchoBackend(), stream=True)
+    assert within(20, lambda: "".join(state.text_iter())) == ("returned", "text ok")
+    assert isinstance(state.error(), LookupError)
+    assert ended.wait(20)
+
+
+def test_a_fork_keeps_the_meta_information_and_the_images_of_an_open_message():
+    class Meta(EchoBackend):
+        def generate(self, s, sampling_params):
+            return "ok", {"prompt_tokens": 3}
+
+    executor = executor_on(Meta())
+    executor.submit(SglExprList([SglGen("g"), SglRoleBegin("user")]))
+    executor.sync()
+    executor.cur_images.append(("path", "data"))
+    child = executor.fork(1)[0]
+    assert child.get_meta_info("g") == {"prompt_tokens": 3}
+    child.submit(SglExprList([SglConstantText("look"), SglRoleEnd("user")]))
+    content = child.messages()[-1]["content"]
+    assert content[1] == {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,data"}}
+    assert executor.cur_images == [("path", "data")]
+    for each in (executor, child):
+        each.end()
+
+
+def test_a_server_is_asked_for_no_route_that_it_has_dropped(monkeypatch):
+    from types import SimpleNamespace
+
+    from sglang.lang.backend import runtime_endpoint
+
+    asked = []
+
+    def answer(url, **_):
+        asked.append(url.rsplit("/", 1)[1])
+        return SimpleNamespace(status_code=200, json=lambda: {"model_path": "m", "text": "ok", "meta_info": {}})
+
+    monkeypatch.setattr(runtime_endpoint, "http_request", answer)
+    program = forked_program("concate_and_append")
+    state = SglFunction(program).run(backend=runtime_endpoint.RuntimeEndpoint("http://server"))
+    assert state.text() == "start [0]ok [1]ok [2]ok"
+    assert set(asked) == {"get_model_info", "generate"}

@@ -23,6 +23,7 @@ JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=12)
 FIELD_NAMES = st.sampled_from([*METADATA_KEYS, "event", "kind", "call_id", "outcome", "estimated_duration_s", "stages",
+                               "estimated_p90_s", "purpose",
                                "stage", "name", "estimated_s", "x"])
 
 
@@ -39,6 +40,7 @@ def nested(depth: int) -> object:
     {"agent_id": "a", "lifecycle_id": "l"},
     {key: "v" * 256 for key in METADATA_KEYS},
     {"agent_id": "Ünïcode agent 智能体"},
+    {"agent_id": "a", "purpose": "prefill"}, {"agent_id": "a", "parent_agent_id": "b"},
 ])
 def test_good_metadata_comes_back_unchanged(metadata):
     assert parse_metadata(metadata) == metadata
@@ -59,6 +61,8 @@ def test_a_null_optional_field_counts_as_not_given():
     ({"agent_id": "a\n"}, "unprintable"), ({"agent_id": "\x00"}, "unprintable"),
     ({"agent_id": "\ud800"}, "unprintable"),
     ({"agent_id": "a", "agent": "b"}, "'agent'"), ({"agent_id": "a", "Agent_id": "b"}, "'Agent_id'"),
+    ({"agent_id": "a", "purpose": "talk"}, "purpose is 'talk'"), ({"agent_id": "a", "purpose": 1}, "purpose is 1"),
+    ({"purpose": "prefill"}, "names no agent"),
     ({"agent_id": "a", "k" * 5000: "b"}, "kkk"), ({"agent_id": "a", 3: "b"}, "3"),
 ])
 def test_bad_metadata_is_refused_in_a_sentence_that_names_what_was_found(metadata, words):
@@ -78,6 +82,11 @@ def test_bad_metadata_is_refused_in_a_sentence_that_names_what_was_found(metadat
      {"event": "stall_started", "agent_id": "a", "kind": "tool", "estimated_duration_s": 86400.0}),
     ({"event": "stall_started", "agent_id": "a", "stages": [{"name": "s", "estimated_s": 2}]},
      {"event": "stall_started", "agent_id": "a", "kind": "tool", "stages": [{"name": "s", "estimated_s": 2.0}]}),
+    ({"event": "stall_started", "agent_id": "a", "estimated_duration_s": 2, "estimated_p90_s": 9},
+     {"event": "stall_started", "agent_id": "a", "kind": "tool", "estimated_duration_s": 2.0, "estimated_p90_s": 9.0}),
+    ({"event": "stall_started", "agent_id": "a", "stages": [{"name": "s", "estimated_s": 2}], "estimated_p90_s": 2},
+     {"event": "stall_started", "agent_id": "a", "kind": "tool", "stages": [{"name": "s", "estimated_s": 2.0}],
+      "estimated_p90_s": 2.0}),
     ({"event": "stall_started", "agent_id": "a", "stages": []},
      {"event": "stall_started", "agent_id": "a", "kind": "tool"}),
     ({"event": "stage_finished", "agent_id": "a", "call_id": "c", "stage": "s"},
@@ -114,6 +123,11 @@ def test_good_events_are_read_with_their_defaults(sent, read):
     ({"event": "stall_started", "agent_id": "a", "estimated_duration_s": math.nan}, "nan"),
     ({"event": "stall_started", "agent_id": "a", "estimated_duration_s": math.inf}, "inf"),
     ({"event": "stall_started", "agent_id": "a", "estimated_duration_s": 10 ** 5000}, "bits"),
+    ({"event": "stall_started", "agent_id": "a", "estimated_p90_s": 2}, "given alone"),
+    ({"event": "stall_started", "agent_id": "a", "estimated_duration_s": 3, "estimated_p90_s": 2}, "3.0 s are exp"),
+    ({"event": "stall_started", "agent_id": "a", "estimated_p90_s": 2, "estimated_duration_s": None,
+      "stages": [{"name": "s", "estimated_s": 3}]}, "3.0 s are expected"),
+    ({"event": "stall_started", "agent_id": "a", "estimated_duration_s": 3, "estimated_p90_s": "x"}, "p90_s is 'x'"),
     ({"event": "stage_finished", "agent_id": "a", "call_id": "c"}, "stage is missing"),
     ({"event": "stage_finished", "agent_id": "a", "stage": ""}, "stage has 0"),
     ({"event": "stage_finished", "agent_id": "a", "stage": 3}, "stage is 3"),

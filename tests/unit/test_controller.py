@@ -16,7 +16,7 @@ from tokencake_sglang.core.controller import (
 )
 from tokencake_sglang.core.plan import CancelOffload, Offload, Release, Upload
 from tokencake_sglang.core.timers import TIMER_SLACK
-from tokencake_sglang.core.types import AgentIdentity
+from tokencake_sglang.core.types import PREFILL, AgentIdentity
 
 
 class Server:
@@ -97,6 +97,53 @@ def offloaded(server: Server) -> None:
     server.stalled()
     server.mechanism.land("a")
     server.at(100.1)
+
+
+# -- partial prefill --------------------------------------------------------------------------------------------
+
+
+def prefill(server: Server, key: str = "a") -> str:
+    server.mechanism.live.add("prefill")
+    server.controller.request_added(AgentIdentity(agent_id=key, purpose=PREFILL), "prefill")
+    return "prefill"
+
+
+def test_a_partial_prefill_ends_no_stall_and_the_next_request_does(server):
+    server.stalled()
+    rid = prefill(server)
+    server.at(100.1)
+    agent = server.agent()
+    assert list(agent.calls.open) == ["c1"] and agent.state == "active" and agent.identity.purpose is None
+    server.mechanism.live.discard(rid)
+    server.controller.request_ended("a", rid)
+    server.at(100.2)
+    assert agent.state == "stalled" and server.counters["stalls_finished"] == 0
+    assert server.controller.forecaster.lessons == 0
+    server.at(103.0)
+    server.ask()
+    assert server.counters["stalls_finished"] == 1 and server.stalls_add_up()
+
+
+def test_a_partial_prefill_that_overtakes_the_start_of_its_stall_changes_nothing_of_it(server):
+    server.at(100.0)
+    server.ask()
+    server.answer()
+    rid = prefill(server)
+    assert server.stall() == "applied"
+    server.mechanism.live.discard(rid)
+    server.controller.request_ended("a", rid)
+    server.at(100.1)
+    assert server.agent().state == "stalled"
+    assert server.finish() == "applied" and server.stalls_add_up()
+
+
+def test_an_agent_that_is_back_and_prefills_has_still_not_gone_on(server):
+    server.stalled()
+    server.at(101.0)
+    server.finish()
+    assert server.agent().returned_at == 101.0
+    prefill(server)
+    assert server.agent().returned_at == 101.0
 
 
 # -- the life of a stall ----------------------------------------------------------------------------------------

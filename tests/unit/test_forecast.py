@@ -29,8 +29,8 @@ def quantile() -> QuantileForecaster:
     return QuantileForecaster(1.0)
 
 
-def predict(forecaster, estimate=None, elapsed=0.0, kind="k", agent_type="a", stages=None) -> Forecast:
-    return forecaster.predict(agent_type, kind, estimate, stages, elapsed)
+def predict(forecaster, estimate=None, elapsed=0.0, kind="k", agent_type="a", stages=None, p90=None) -> Forecast:
+    return forecaster.predict(agent_type, kind, estimate, stages, elapsed, p90)
 
 
 def teach(forecaster, *durations, estimate=None, kind="k", agent_type="a") -> None:
@@ -99,6 +99,23 @@ def test_an_estimate_alone_is_the_median_with_a_modest_spread(quantile):
     found = predict(quantile, 10.0)
     assert (found.expected_s, found.quantile(0.5), found.source) == (10.0, 10.0, "estimate")
     assert 6.0 < found.quantile(0.1) < 8.0 and 12.0 < found.quantile(0.9) < 17.0
+
+
+@pytest.mark.parametrize("p90", [2.4, 6.0, 40.0])
+def test_a_hint_spreads_the_forecast_around_the_estimate_until_there_are_samples(quantile, p90):
+    found = predict(quantile, 2.0, p90=p90)
+    assert (found.expected_s, found.source) == (2.0, "estimate")
+    assert found.quantile(0.9) == pytest.approx(p90)
+    assert predict(quantile, 2.0, p90=p90, kind="human").quantile(0.9) == pytest.approx(p90)
+    assert 0.8 < found.quantile(0.1) * p90 / 2.0 / 2.0 < 2.0  # as far below as p90 is above, but for the long tail
+    teach(quantile, *[2.0] * 8, estimate=2.0)
+    assert predict(quantile, 2.0, p90=p90) == predict(quantile, 2.0)
+
+
+def test_a_hint_without_spread_is_no_error_and_the_published_forecast_does_not_know_it(quantile, paper):
+    assert 2.0 <= predict(quantile, 2.0, p90=2.0).quantile(0.9) < 2.5
+    assert predict(quantile, 0.0, p90=0.0).quantile(0.5) < 0.01
+    assert predict(paper, 2.0, p90=9.0) == predict(paper, 2.0)
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.0, 20.0, 3600.0])

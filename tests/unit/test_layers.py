@@ -20,6 +20,7 @@ NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 HEAVY = {"torch", "sglang", "sgl_kernel", "triton", "transformers"}
 HEAVY_ROOMS = {"engine", "platforms", "emulator"}
 ONE_FILE_ROOMS = {"frontend": "sglang_backend.py", "server": "gateway.py"}
+BUILT_ON_IT = {"agents.py", "calls.py", "endpoint.py"}  # of frontend/: they load the one file, and sglang with it
 STARTERS = {"launch_server.py", "serving.py", "doctor.py"}  # inside functions only
 SUBCLASSES = {"offline.py"}  # the offline Engine is a subclass of SGLang's; nothing else imports it
 IMPURE = {
@@ -150,7 +151,8 @@ def pure_modules() -> list[str]:
     rooms = {"core", "patching", "frontend", "server", ""}
     names = ["tokencake_sglang"]
     for path in FILES:
-        is_meeting_place = path.name == ONE_FILE_ROOMS.get(room_of(path)) or path.name in SUBCLASSES
+        builds_on_sglang = room_of(path) == "frontend" and path.name in BUILT_ON_IT
+        is_meeting_place = builds_on_sglang or path.name == ONE_FILE_ROOMS.get(room_of(path)) or path.name in SUBCLASSES
         if room_of(path) in rooms and not is_meeting_place and path.name != "__main__.py":
             dotted = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
             names.append(dotted.removesuffix(".__init__"))

@@ -23,7 +23,7 @@ from tokencake_sglang.core.retention import Retention
 from tokencake_sglang.core.runs import RunTable
 from tokencake_sglang.core.stalls import Reply
 from tokencake_sglang.core.timers import Timers
-from tokencake_sglang.core.types import AgentIdentity, AgentView, StallView
+from tokencake_sglang.core.types import PREFILL, AgentIdentity, AgentView, StallView
 
 DECISIONS_PER_STEP = 64
 DECLINED_RETRY_S = 0.25
@@ -61,13 +61,15 @@ class Controller:
     def request_added(
             self, identity: AgentIdentity, rid: str, ends_calls: Collection[str] | None = None,
             hints: RequestHints = NO_HINTS) -> None:
-        """A request of this agent joined the queue. Unless it is one that was retracted, its tools have returned: all
-        of them, or those of `ends_calls`."""
-        agent = self.agents.see(self.now, identity)
+        """A request of this agent joined the queue. Unless it is one that was retracted, or only computes the start of
+        a prompt that is still to come, its tools have returned: all of them, or those of `ends_calls`."""
+        agent = self.agents.see(self.now, replace(identity, purpose=None))
         if rid in agent.rids:
             return
         agent.rids[rid] = None
         agent.requests += 1
+        if identity.purpose == PREFILL:
+            return self.mark_due(agent)
         agent.cache_ttl_s = hints.cache_ttl_s
         self.runs.request_added(self.now, identity, rid, self.graphs.get(identity.graph_id))
         self._give_up_calls(agent)
@@ -136,7 +138,8 @@ class Controller:
             self.counters["stalls_finished"] += agent.calls.drop_inferred()
         reply = agent.calls.start(
             self.now, event.get("call_id"), event["kind"], event.get("estimated_duration_s"),
-            tuple((stage["name"], stage["estimated_s"]) for stage in event.get("stages", ())), inferred)
+            tuple((stage["name"], stage["estimated_s"]) for stage in event.get("stages", ())), inferred,
+            event.get("estimated_p90_s"))
         if reply.result != "applied":
             return reply
         self.counters["stalls_started"] += 1

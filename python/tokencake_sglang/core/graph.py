@@ -65,9 +65,9 @@ class Node:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise GraphError(f"a node needs a name: found {self.name!r}; allowed is a string that is not empty")
-        for what, value, allowed in (("kind", self.kind, NODE_KINDS), ("objective", self.objective, OBJECTIVES)):
-            if value not in allowed:
-                raise GraphError(f"node {self.name!r}: {what} found {value!r}; allowed: {', '.join(allowed)}")
+        if self.kind not in NODE_KINDS:
+            raise GraphError(f"node {self.name!r}: kind found {self.kind!r}; allowed: {', '.join(NODE_KINDS)}")
+        check_objective(f"node {self.name!r}", self.objective)
         for what, value in (("tokens", self.tokens), ("seconds", self.seconds), ("count", self.count)):
             if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
                 raise GraphError(f"node {self.name!r}: {what} found {value!r}; allowed is a number of 0 or more")
@@ -243,6 +243,12 @@ def _facts(
     return CompiledGraph(
         graph, MappingProxyType(facts), max(shortest.values()) + 1, max(longest.values()) + 1, times.path,
         times.total_s, joins)
+
+
+def check_objective(where: str, value: str) -> str:
+    if value not in OBJECTIVES:
+        raise GraphError(f"{where}: objective found {value!r}; allowed: {', '.join(OBJECTIVES)}")
+    return value
 
 
 def _is_number(value: object) -> bool:

@@ -43,6 +43,7 @@ class Call:
     estimated_duration_s: float | None
     started_at: float
     stages: StageList = ()
+    p90_s: float | None = None  # what nine of ten such calls stay below, as the client says
     finished_stages: dict[str, None] = field(default_factory=dict)
     stage_began_at: float | None = None  # when a stage finished last; None: none has
     revised: tuple[float, float] | None = None  # when its client said anew how long it takes from then on, and that
@@ -50,8 +51,8 @@ class Call:
     outcome: str | None = None
     inferred: bool = False  # from an answer, not told by the client
 
-    def same_start(self, kind: str, estimate: float | None, stages: StageList) -> bool:
-        return (self.kind, self.estimated_duration_s, self.stages) == (kind, estimate, stages)
+    def same_start(self, kind: str, estimate: float | None, stages: StageList, p90_s: float | None) -> bool:
+        return (self.kind, self.estimated_duration_s, self.stages, self.p90_s) == (kind, estimate, stages, p90_s)
 
     @property
     def estimate_s(self) -> float | None:
@@ -72,7 +73,7 @@ class Call:
         if self.stages:
             since = None if self.stage_began_at is None else now - self.stage_began_at
             stages = Stages(self.remaining_stages(), since)
-        return forecaster.predict(agent_type, self.kind, self.estimate_s, stages, now - self.started_at)
+        return forecaster.predict(agent_type, self.kind, self.estimate_s, stages, now - self.started_at, self.p90_s)
 
 
 @dataclass
@@ -86,12 +87,12 @@ class CallTable:
 
     def start(
         self, now: float, call_id: str | None, kind: str, estimate: float | None, stages: StageList = (),
-        inferred: bool = False,
+        inferred: bool = False, p90_s: float | None = None,
     ) -> Reply:
         name = call_id if call_id is not None else self._unnamed_id()
         known = self.open.get(name) or self.closed.get(name)
         if known is not None:
-            if known.same_start(kind, estimate, stages):
+            if known.same_start(kind, estimate, stages, p90_s):
                 return Reply(200, "duplicate", f"Call {name!r} was started before with the same content.")
             return Reply(409, "conflict", (
                 f"Call {name!r} was started before as kind {known.kind!r} with estimate "
@@ -100,7 +101,7 @@ class CallTable:
         if len(self.open) >= OPEN_CALLS_MAX:
             return Reply(409, "conflict", (
                 f"This agent has {OPEN_CALLS_MAX} open calls, the most allowed. Finish some of them first."))
-        self.open[name] = Call(name, kind, estimate, now, stages, inferred=inferred)
+        self.open[name] = Call(name, kind, estimate, now, stages, p90_s, inferred=inferred)
         return Reply(200, "applied", f"Call {name!r} is open.")
 
     def finish(self, now: float, call_id: str | None, outcome: str) -> Reply:

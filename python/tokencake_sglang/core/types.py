@@ -10,6 +10,7 @@ from tokencake_sglang.core.forecast import Forecast
 
 # In a request's metadata, set by the server: the calls that it ends, joined by this; not there: all of its agent's.
 ENDS_CALLS, CALLS_JOINED_BY = "ends_calls", "\n"
+PREFILL = "prefill"  # the purpose of a request that generates nothing and says nothing of its agent's tools
 IDENTITY_FIELDS = ("app_id", "graph_id", "node_id", "agent_type", "agent_id", "lifecycle_id")
 
 
@@ -25,6 +26,7 @@ class AgentIdentity:
     lifecycle_id: str | None = None
     program_id: str | None = None  # of a request whose `app_id` is not one run of a program; the server sets it
     parent_agent_id: str | None = None  # the agent that it works for
+    purpose: str | None = None  # PREFILL: of one request, not of its agent
 
     @property
     def program(self) -> str:
@@ -40,7 +42,7 @@ class AgentIdentity:
         """The identity in a request's metadata; None when it names no agent. Unknown fields are ignored."""
         if not metadata:
             return None
-        names = (*IDENTITY_FIELDS, "program_id", "parent_agent_id")
+        names = (*IDENTITY_FIELDS, "program_id", "parent_agent_id", "purpose")
         known = {name: metadata[name] for name in names if isinstance(metadata.get(name), str)}
         identity = cls(**known)
         return identity if identity.key else None

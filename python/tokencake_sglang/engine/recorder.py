@@ -13,7 +13,7 @@ from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.scheduler_extension import SchedulerExtension, register_scheduler_extension
 
 from tokencake_sglang.core.recording import Recording
-from tokencake_sglang.core.types import AgentIdentity
+from tokencake_sglang.core.types import PREFILL, AgentIdentity
 from tokencake_sglang.engine.ipc import TokenCakeControlReq
 from tokencake_sglang.engine.requests import held
 from tokencake_sglang.engine.trace_file import TraceFile
@@ -92,6 +92,8 @@ class Recorder(SchedulerExtension):
         refused = req.to_finish is not None  # SGLang answers it with an error; its prompt has been replaced
         if refused or req.rid.startswith(HEALTH_CHECK_RID_PREFIX) or req.input_embeds is not None:
             return
+        if (req.agent_metadata or {}).get("purpose") == PREFILL:
+            return  # the start of a prompt that is still to come
         known = self._live.get(req.rid)
         if known is req:
             return  # it was retracted

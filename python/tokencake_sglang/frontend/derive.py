@@ -29,7 +29,7 @@ _NOT_THE_PROGRAMS = (str(Path(__file__).parent), *(sysconfig.get_path(name) for 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that an expression does: `kind` is text, gen, call or scope. `tokens` None: the run's default."""
+    """One thing that an expression does: `kind` is text, gen, call, value or scope. `tokens` None: as the run says."""
 
     kind: str
     name: str = ""
@@ -103,6 +103,29 @@ class Flow:
             self.wait_for(state.after)
         return states
 
+    def unknown(self, what: str, steps: Iterable[str]) -> Unknown:
+        from tokencake_sglang.frontend.calls import UnknownExpr
+
+        return UnknownExpr(what, tuple(steps))
+
+    def expected_items(self, name: str, items: Unknown, expected: int | None) -> list[Unknown]:
+        """As many unknown items as the program says to expect of a list that only a real run has."""
+        if expected is None:
+            raise GraphError(f"map of {name!r}: a dry run does not know {items.what} (step {items.steps[-1]}); say how "
+                             f"many items to expect, map(..., expected=3), or give a sample of that step")
+        return [self.unknown(f"an item of {items.what}", items.steps) for _ in range(expected)]
+
+    def apart(self, *bodies: Callable[[], Any]) -> list[Any]:
+        """Run each from where this flow is now; what follows waits for all. What they return."""
+        before, ends, values = self.after, [], []
+        for body in bodies:
+            self.after = before
+            values.append(body())
+            ends += self.after
+        self.after = before
+        self.wait_for(ends)
+        return values
+
     def _agent(self, agent: Any, label: str, args: Sequence[Any], arguments: Mapping[str, Any]) -> DryState:
         own = {name: arguments[name] for name in arguments if name in agent.arg_names} | agent.bind_arguments
         state = DryState(self.run, agent, label, self.after, arguments.get("max_new_tokens", DEFAULT_TOKENS))
@@ -123,25 +146,29 @@ class DryState(Flow):
         self.agent, self.label, self.default_tokens, self.parent = agent, label, tokens, parent
         self.variables: dict[str, Any] = {}
         self.ret_value: Any = None
-        self._set_by: dict[str, str] = {}
+        self._set_by: dict[str, tuple[str, ...]] = {}
         self._forks = 0
 
     def __iadd__(self, expression: Any) -> DryState:
-        from tokencake_sglang.frontend.sglang_backend import steps_of
+        from tokencake_sglang.frontend.calls import steps_of
 
         if expression is None:
             raise ValueError("Tried to append None to state.")
         for step in steps_of(expression):
             self.wait_for(name for name in steps_in(step.uses) if name not in self.after)
             if step.kind == "scope":
-                self.variables[step.name] = self._unknown(f"the text of {step.name!r}", self.after)
+                self.variables[step.name] = self.unknown(f"the text of {step.name!r}", self.after)
+            elif step.kind == "value":
+                self.get_var(step.name)
+            elif hasattr(step.tool, "agent"):
+                self._sub_agent(step)
             elif step.kind != "text":
                 self._node(step)
         return self
 
     def _node(self, step: Step) -> None:
         label = self.run.unique(f"{self.label}.{step.name}")
-        common = {"agent": self.agent.node_id, "agent_type": self.agent.agent_type}
+        common = self.agent.node_fields
         if step.tool is not None:
             stages = tuple((stage.name, stage.seconds) for stage in step.tool.stages)
             tool = {"seconds": step.tool.predict_time, "tool_kind": step.tool.kind, "stages": stages}
@@ -152,18 +179,18 @@ class DryState(Flow):
             node, what = Node(label, tokens=tokens, **common), f"what the model writes into {step.name!r}"
         self.after = (self.run.add(node, self.after),)
         known, value = self.run.answer(label, self.agent.node_id, step.name)
-        self.variables[step.name] = value if known else self._unknown(what, (label,))
-        self._set_by[step.name] = label
+        self.variables[step.name] = value if known else self.unknown(what, (label,))
+        self._set_by[step.name] = (label,)
 
-    def _unknown(self, what: str, steps: Iterable[str]) -> Unknown:
-        from tokencake_sglang.frontend.sglang_backend import UnknownExpr
-
-        return UnknownExpr(what, tuple(steps))
+    def _sub_agent(self, step: Step) -> None:
+        given = step.uses(self) if callable(step.uses) else step.uses
+        self.variables[step.name] = self.run_agent(step.tool.agent, (), dict(given)).ret_value
+        self._set_by[step.name] = self.after
 
     def get_var(self, name: str) -> Any:
-        step, above = self._set_by.get(name), self.parent
-        while step is not None and above is not None:  # the program waits here, and so does what it adds above
-            above.wait_for([step])
+        steps, above = self._set_by.get(name), self.parent
+        while steps is not None and above is not None:  # the program waits here, and so does what it adds above
+            above.wait_for(steps)
             above = above.parent
         return self.variables[name]
 
@@ -194,7 +221,7 @@ class DryState(Flow):
     def _scope(self, variable: str | None = None) -> Iterator[None]:
         yield
         if variable is not None:
-            self.variables[variable] = self._unknown(f"the text of {variable!r}", self.after)
+            self.variables[variable] = self.unknown(f"the text of {variable!r}", self.after)
 
     def _role(self, expression: Any = None) -> Any:
         if expression is None:
@@ -206,7 +233,7 @@ class DryState(Flow):
     var_scope = _scope
 
     def text(self) -> Any:
-        return self._unknown("the text of the state", self.after)
+        return self.unknown("the text of the state", self.after)
 
     messages = text
 
@@ -221,6 +248,13 @@ class DryState(Flow):
 
     def error(self) -> None:
         """Nothing has failed."""
+
+
+def meet(states: Sequence[DryState], point: Node) -> None:
+    """All of these states reach the point before any of them goes on."""
+    after = states[0].run.add(point, [name for state in states for name in state.after])
+    for state in states:
+        state.after = (after,)
 
 
 class DryGroup:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from tokencake_sglang.core.errors import GraphError
@@ -17,6 +19,7 @@ class DryRun:
         self.graph, self.answers = graph, answers
         self.used: set[str] = set()
         self.unanswered: list[str] = []
+        self.runs = 1.0  # how often what is run now is expected to: in a loop, in a branch
         self._taken: dict[str, int] = {}
         self._before: dict[str, set[str]] = {}  # all that a node comes after
 
@@ -27,11 +30,20 @@ class DryRun:
 
     def add(self, node: Node, after: Iterable[str]) -> str:
         sources = self.last_of(after)
-        self.graph.add_node(node)
+        self.graph.add_node(replace(node, count=node.count * self.runs))
         for source in sources:
             self.graph.add_edge(source, node.name)
         self._before[node.name] = set(sources).union(*(self._before[source] for source in sources))
         return node.name
+
+    @contextmanager
+    def expected_runs(self, times: float) -> Iterator[None]:
+        """What is added in the body is expected to run so often for each run of what is around it."""
+        around, self.runs = self.runs, self.runs * times
+        try:
+            yield
+        finally:
+            self.runs = around
 
     def last_of(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of the nodes that no other of them comes after."""

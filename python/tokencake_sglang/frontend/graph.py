@@ -64,7 +64,7 @@ class AgentGraph:
         if isinstance(agent, str):
             node_fields["agent"] = agent
         elif agent is not None:
-            node_fields = {"agent": agent.node_id, "agent_type": agent.agent_type, **node_fields}
+            node_fields = {**agent.node_fields, **node_fields}
         node = replace(_node_for(what, name), **node_fields)
         if node.name in self._nodes:
             raise GraphError(f"node {node.name!r} exists already; give another name: add_node(..., name=...)")
@@ -226,8 +226,8 @@ def _node_for(what: Any, name: str | None) -> plan.Node:
         return plan.Node(name or what.name, "tool", seconds=what.predict_time, tool_kind=what.kind, stages=stages)
     if isinstance(what, str):
         return plan.Node(name or what)
-    if hasattr(what, "node_id") and hasattr(what, "agent_type"):
-        return plan.Node(name or what.node_id, agent=what.node_id, agent_type=what.agent_type)
+    if hasattr(what, "node_fields"):
+        return plan.Node(name or what.node_id, **what.node_fields)
     raise GraphError(f"add_node: found {type(what).__name__}; allowed are a function decorated with @agent or @tool, "
                      "a Node, or a name")
 

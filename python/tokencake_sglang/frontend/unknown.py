@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 _MARK = re.compile("\ue000(.*?)\ue001")
-_SAME = ("strip", "lstrip", "rstrip", "lower", "upper", "casefold", "title", "capitalize", "expandtabs")
+_SAME = (  # what these return is as unknown; a list that they would give can be passed on and not be looked into
+    "strip", "lstrip", "rstrip", "lower", "upper", "casefold", "title", "capitalize", "expandtabs", "split", "rsplit",
+    "splitlines", "removeprefix", "removesuffix", "replace", "translate", "zfill")
 _ASKS = (
     "__bool__", "__len__", "__iter__", "__contains__", "__getitem__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__",
-    "__ge__", "__hash__", "__int__", "__float__", "__index__", "__bytes__", "startswith", "endswith", "split", "rsplit",
-    "splitlines", "partition", "rpartition", "find", "rfind", "index", "rindex", "count", "encode", "isdigit",
-    "isnumeric", "isdecimal", "isalpha", "isalnum", "isspace", "isupper", "islower", "removeprefix", "removesuffix",
-    "replace", "translate", "zfill", "keys", "values", "items", "get")
+    "__ge__", "__hash__", "__int__", "__float__", "__index__", "__bytes__", "startswith", "endswith", "partition",
+    "rpartition", "find", "rfind", "index", "rindex", "count", "encode", "isdigit", "isnumeric", "isdecimal", "isalpha",
+    "isalnum", "isspace", "isupper", "islower", "keys", "values", "items", "get")
 
 
 class Undecided(BaseException):

@@ -14,13 +14,14 @@ from tokencake_sglang.core.errors import MetadataError
 METADATA_KEYS = ("app_id", "graph_id", "node_id", "agent_type", "agent_id", "lifecycle_id")
 IDENTITY_KEYS = ("agent_id", "lifecycle_id")
 EVENT_KEYS = {
-    "stall_started": ("kind", "estimated_duration_s", "call_id", "stages"),
+    "stall_started": ("kind", "estimated_duration_s", "estimated_p90_s", "call_id", "stages"),
     "stage_finished": ("call_id", "stage"),
     "stall_finished": ("call_id", "outcome"),
     "agent_finished": (),
     "program_finished": (),
 }
 OUTCOMES = ("ok", "error", "cancelled")
+PURPOSES = ("prefill",)
 MAX_TEXT = 256
 MAX_DURATION_S = 86400.0
 MAX_EVENT_BYTES = 64 * 1024
@@ -29,9 +30,15 @@ MAX_STAGES = 32
 
 
 def parse_metadata(obj: Any) -> dict[str, str]:
-    """One agent's metadata: a flat object of 1..256-character strings, with at least one of agent_id, lifecycle_id."""
-    values = _known(obj, "tokencake", METADATA_KEYS)
+    """One agent's metadata: a flat object of 1..256-character strings, with at least one of agent_id, lifecycle_id.
+
+    `parent_agent_id` names the agent that it works for; `purpose` says that the request is not the agent's next step.
+    """
+    values = _known(obj, "tokencake", (*METADATA_KEYS, "parent_agent_id", "purpose"))
     found = {key: _text(value, f"tokencake.{key}") for key, value in values.items()}
+    if found.get("purpose", PURPOSES[0]) not in PURPOSES:
+        raise MetadataError(f"tokencake.purpose is {_show(found['purpose'])}; allowed: {', '.join(PURPOSES)}."
+                            " Correct it, or leave it out for a request that is the agent's next step.")
     _need_identity(found, "tokencake")
     return found
 
@@ -97,6 +104,8 @@ def parse_event(obj: Any) -> dict[str, Any]:
         event.setdefault("kind", "tool")
         if values.get("stages", []) != []:
             event["stages"] = _stages(values["stages"])
+        if "estimated_p90_s" in values:
+            event["estimated_p90_s"] = _p90(values["estimated_p90_s"], event)
     if name == "stall_finished":
         outcome = values.get("outcome", "ok")
         if not isinstance(outcome, str) or outcome not in OUTCOMES:
@@ -170,6 +179,20 @@ def _seconds(value: Any, name: str) -> float:
         raise MetadataError(f"{name} is {_show(value)}; allowed: a number of seconds from 0 to {MAX_DURATION_S:g}."
                             " Correct it, or leave it out if it is not known.")
     return float(value)
+
+
+def _p90(value: Any, event: dict[str, Any]) -> float:
+    """What nine of ten such calls stay below: not less than what is expected, which must be given."""
+    p90 = _seconds(value, "estimated_p90_s")
+    of_stages = sum(stage["estimated_s"] for stage in event["stages"]) if "stages" in event else None
+    expected = event.get("estimated_duration_s", of_stages)
+    if expected is None:
+        raise MetadataError("estimated_p90_s is given alone; allowed: together with estimated_duration_s or stages."
+                            " Add one of them.")
+    if p90 < expected:
+        raise MetadataError(f"estimated_p90_s is {_show(p90)} where {_show(float(expected))} s are expected; allowed:"
+                            " at least as much. Correct one of them.")
+    return p90
 
 
 def _stages(value: Any) -> list[dict[str, Any]]:

@@ -30,8 +30,10 @@ class Forecaster(Protocol):
 
     def predict(
         self, agent_type: str | None, kind: str, estimate_s: float | None, stages: Stages | None, elapsed_s: float,
+        p90_s: float | None = None,
     ) -> Forecast:
-        """Of a call that has lasted `elapsed_s` and still runs. Changes nothing."""
+        """Of a call that has lasted `elapsed_s` and still runs. `p90_s`: nine of ten stay below it, as its client says,
+        which counts while nothing is known of such estimates. Changes nothing."""
         ...
 
     def observe(self, agent_type: str | None, kind: str, estimate_s: float | None, duration_s: float) -> None:

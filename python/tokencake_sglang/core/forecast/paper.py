@@ -26,6 +26,7 @@ class PaperForecaster:
 
     def predict(
         self, agent_type: str | None, kind: str, estimate_s: float | None, stages: Stages | None, elapsed_s: float,
+        p90_s: float | None = None,
     ) -> Forecast:
         history = self._history.get((agent_type, kind))
         if estimate_s is None and history is None:

@@ -4,6 +4,7 @@ long it has lasted."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from tokencake_sglang.core.forecast.curve import SHORTEST_S, Curve
@@ -15,6 +16,7 @@ from tokencake_sglang.core.forecast.samples import Key, Samples, SampleStore
 
 FEW = 4
 MANY = 16
+LEAST_SPREAD = 0.02  # of a hint that leaves none
 LOG_LIMIT = 40.0  # of what a file may say: e^40 s are longer than any call
 ALL: Key = ()
 
@@ -37,13 +39,16 @@ class QuantileForecaster:
 
     def predict(
         self, agent_type: str | None, kind: str, estimate_s: float | None, stages: Stages | None, elapsed_s: float,
+        p90_s: float | None = None,
     ) -> Forecast:
         if stages is not None and self._goes_by_stages(agent_type, kind, stages):
             return self._by_stages(agent_type, kind, stages, elapsed_s)
-        curve, unit_s, source = self._curve(agent_type, kind, estimate_s)
+        curve, unit_s, source = self._curve(agent_type, kind, estimate_s, p90_s)
         return Forecast(curve.remaining(unit_s, elapsed_s), unit_s * math.exp(curve.centre), source)
 
-    def _curve(self, agent_type: str | None, kind: str, estimate_s: float | None) -> tuple[Curve, float, str]:
+    def _curve(
+        self, agent_type: str | None, kind: str, estimate_s: float | None, p90_s: float | None = None,
+    ) -> tuple[Curve, float, str]:
         """The curve to go by, its unit in seconds, and where it comes from."""
         history = _most_specific(self._durations, agent_type, kind)
         if estimate_s is None:
@@ -57,7 +62,10 @@ class QuantileForecaster:
             return self._unseen_curve("durations", kind), 1.0, "default"
         unit_s = max(estimate_s, SHORTEST_S)
         ratios = _most_specific(self._ratios, agent_type, kind) or _of_all(self._ratios)
-        curve = self._unseen_curve("ratios", kind) if ratios is None else ratios.curve()
+        if ratios is not None:
+            curve = ratios.curve()
+        else:
+            curve = self._unseen_curve("ratios", kind) if p90_s is None else _hinted_curve(kind, p90_s / unit_s)
         if history is not None and history.curve().spread < curve.spread:
             return history.curve(), 1.0, "history"
         return curve, unit_s, "estimate" if ratios is None else "corrected estimate"
@@ -117,6 +125,13 @@ class QuantileForecaster:
     def load(self, rows: Any) -> None:
         for what, key, latest in check_rows(rows, ("durations", "ratios"), (0, 1, 2), (-LOG_LIMIT, LOG_LIMIT)):
             self._store(what).put(key, latest, self._prior(what, _kind_of(key)))
+
+
+def _hinted_curve(kind: str, p90_ratio: float) -> Curve:
+    """Of ratios of which nine of ten stay below this one (at least 1): logarithms grow in proportion to the spread."""
+    prior = prior_of_ratios(kind)
+    of_one = Curve((), replace(prior, spread=1.0)).remaining(1.0, 0.0)[LEVELS.index(0.9)]
+    return Curve((), replace(prior, spread=max(LEAST_SPREAD, math.log(max(1.0, p90_ratio)) / math.log(of_one))))
 
 
 def _keys(agent_type: str | None, kind: str) -> tuple[Key, Key]:
