@@ -95,7 +95,8 @@ def test_an_agent_as_a_tool_is_a_stall_of_its_caller_and_its_result_a_variable(p
     state = boss.run(backend=endpoint)
     assert state.ret_value == f"ABOUT {state['g']}".upper()
     order = [body.get("event") or body["tokencake"]["agent_type"] for path, body in peer.requests if body]
-    assert order[:5] == ["boss", "stall_started", "helper", "agent_finished", "stall_finished"]
+    assert order[:3] == ["boss", "stall_started", "helper"]
+    assert sorted(order[3:5]) == ["agent_finished", "stall_finished"], "in either order: two threads tell of them"
     started, sub = peer.events[0], peer.generates[1]["tokencake"]
     assert started["kind"] == "helper" and sub["agent_id"].startswith(started["agent_id"] + "/")
     assert state.get_meta_info("found")["outcome"] == "ok"
