@@ -302,6 +302,17 @@ def test_time_goes_to_all_ranks_only_while_something_waits_for_it(server):
     assert isinstance(server.extension.extend_received([])[0], TokenCakeTickReq)
 
 
+def test_time_goes_on_while_a_request_runs_although_no_message_comes(server):
+    req = server.run(server.queue(PROMPT, agent=None))
+    server.extension._last_tick = 0.0
+    (tick,) = server.extension.extend_received([])
+    assert isinstance(tick, TokenCakeTickReq)
+    assert server.extension.extend_received([]) == [], "the time that is known is not old"
+    server.h.finish(req)
+    server.extension._last_tick = 0.0
+    assert server.extension.extend_received([]) == []
+
+
 def test_the_state_shows_the_agent_its_tokens_and_its_move(server):
     server.serve(PROMPT)
     server.stall()

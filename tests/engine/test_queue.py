@@ -8,6 +8,7 @@ import pytest
 
 from tests.engine.test_life_cycle import PROMPT, Server
 from tokencake_sglang.core.spatial.ledger import SHARED
+from tokencake_sglang.engine.ipc import TokenCakeTickReq
 
 
 @pytest.fixture
@@ -59,6 +60,27 @@ def test_a_young_program_waits_while_an_older_one_needs_both_tiers_and_something
     young = queue(server, "young", "y1")
     in_order(server)
     assert server.extension.holds_back(young) == runs
+
+
+def test_a_program_is_not_taken_for_a_new_one_after_a_request_that_ran_long_without_any_message(server, monkeypatch):
+    extension = server.extension
+
+    def iteration(now, *messages):
+        monkeypatch.setattr("tokencake_sglang.engine.extension.time.monotonic", lambda: now)
+        for message in extension.extend_received(list(messages)):
+            if isinstance(message, TokenCakeTickReq):
+                server.h._request_dispatcher(message)
+        server.h.step()
+
+    iteration(1000.0, "a1 and b1")
+    running = server.run(queue(server, "a", "a1"))
+    queue(server, "b", "b1")
+    for now in range(1001, 1031):
+        iteration(float(now))
+    server.h.finish(running)
+    iteration(1030.5, "a2")
+    queue(server, "a", "a2")
+    assert in_order(server) == ["a2", "b1"]
 
 
 def test_memory_is_accounted_to_programs_and_what_ended_is_nobodys(server):

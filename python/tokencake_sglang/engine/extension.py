@@ -25,9 +25,11 @@ from tokencake_sglang.engine.metrics import Metrics
 from tokencake_sglang.engine.moves import WAITING_VIEWED, KvMover
 from tokencake_sglang.engine.parking import Parking
 from tokencake_sglang.engine.queue import ProgramQueue
-from tokencake_sglang.engine.requests import on_device
+from tokencake_sglang.engine.requests import on_device, runs_any
 from tokencake_sglang.engine.state import state_report
 from tokencake_sglang.engine.verify import verify_cache, verify_scheduler
+
+CLOCK_AGE_S = 0.1  # while a request runs, the time that all ranks know is no older than this, or than one step
 
 
 class TokenCakeExtension(SchedulerExtension):
@@ -71,9 +73,11 @@ class TokenCakeExtension(SchedulerExtension):
     # -- seams ----------------------------------------------------------------------------------------------
 
     def extend_received(self, recv_reqs: list[Any]) -> list[Any]:
-        """Rank 0: put the time before the messages of this step when there are any, or when an agent is due."""
+        """Rank 0: put the time before the messages of this step when there are any, when an agent is due, or when the
+        last one has grown old while a request runs (its end is no message, and counts from the time that is known)."""
         now, wake = time.monotonic(), self.next_wake_s
-        if not recv_reqs and (wake is None or now < wake):
+        is_due = wake is not None and now >= wake
+        if not recv_reqs and not is_due and (now - self._last_tick < CLOCK_AGE_S or not runs_any(self.scheduler)):
             return recv_reqs
         self._last_tick = now
         costs = self.measure.news(now) if self.measure is not None else []

@@ -14,7 +14,7 @@ from tokencake_sglang.core.spatial.ledger import SHARED
 from tokencake_sglang.core.types import AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.owners import ANONYMOUS
-from tokencake_sglang.engine.requests import held, on_device
+from tokencake_sglang.engine.requests import held, on_device, runs_any
 
 
 class ProgramQueue:
@@ -101,6 +101,6 @@ class ProgramQueue:
 
     def _demand(self) -> Demand:
         scheduler, host = self.scheduler, self.cache.token_to_kv_pool_host
-        running = any(not req.finished() for req in on_device(scheduler))
         ledger = self.cache.owners.ledger
-        return Demand(scheduler.max_total_num_tokens + host.size, ledger.accounts, ledger.total, running)
+        return Demand(
+            scheduler.max_total_num_tokens + host.size, ledger.accounts, ledger.total, runs_any(scheduler))

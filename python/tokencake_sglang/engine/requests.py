@@ -15,6 +15,11 @@ def on_device(scheduler: Any) -> list[Any]:
     return reqs
 
 
+def runs_any(scheduler: Any) -> bool:
+    """Whether any request runs that has not finished."""
+    return any(not req.finished() for req in on_device(scheduler))
+
+
 def held(scheduler: Any) -> list[Any]:
     """Those, and the waiting ones."""
     return [*scheduler.waiting_queue, *on_device(scheduler)]
