@@ -151,6 +151,9 @@ def _config(enabled: bool, values: dict[str, Any], kwargs: dict[str, Any]) -> To
     values = schedule.settle(kwargs, values, enabled)
     if kwargs.get("schedule_policy") == schedule.OWN:
         del kwargs["schedule_policy"]
+    if values.get("tool_events"):
+        raise ConfigError("tokencake_tool_events is given to an Engine; allowed: with the server only, whose HTTP"
+                          " process receives them. Remove it, and use stall_started and stall_finished.")
     config = config_from(values) if enabled else None
     schedule.check(config, kwargs)
     return config

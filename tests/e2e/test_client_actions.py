@@ -6,19 +6,23 @@ import json
 import time
 
 import pytest
+import zmq
 
+from tests.server.test_tool_events import frames, record
 from tests.support.scenario import tokens
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 FLAGS = ("--max-total-tokens", "4096", "--hicache-ratio", "2", "--enable-tokencake",
          "--tokencake-min-offload-tokens", "16")
+LAUNCHER = "tokencake_sglang.launch_server"
+TOOL_EVENTS = f"tcp://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture(scope="module")
 def server():
-    with ServerProcess(*FLAGS, module="tokencake_sglang.launch_server") as server:
+    with ServerProcess(*FLAGS, "--tokencake-tool-events", TOOL_EVENTS, module=LAUNCHER) as server:
         yield server
         assert server.process.poll() is None, server.log_tail()
         assert "Traceback" not in server.log(), server.log_tail()
@@ -105,3 +109,27 @@ def test_what_a_request_says_of_parents_times_and_lengths_takes_effect_and_chang
     last = {"vllm_xargs": {"job_id": "lead", "is_last_step": True}}
     assert ask(server, prompt, **last) == plain
     wait_for(lambda: not {"lead", "sub"} & {a["agent"] for a in state(server)["agents"]})
+
+
+def test_tool_events_of_a_harness_start_and_end_the_stalls_of_its_agent(server):
+    context = {"session_id": "run-9", "trajectory_id": "coder"}
+    ask(server, tokens("harness", 200), nvext={"agent_context": context})
+
+    def calls():
+        return [(call["call_id"], call["kind"]) for call in agent(server, "run-9/coder")["open_calls"]]
+
+    with zmq.Context() as own, own.socket(zmq.PUSH) as push:
+        push.linger = 0
+        push.connect(TOOL_EVENTS)
+        push.send_multipart([b"topic", b"x", b"no msgpack at all"])
+        push.send_multipart(frames(record(context=context, tool_call_id="t1", tool_class="shell")))
+        wait_for(lambda: calls() == [("t1", "shell")])
+        push.send_multipart(frames(record(context=context, tool_call_id="t2", tool_class="read")))
+        push.send_multipart(frames(record("tool_end", context=context, tool_call_id="t1", status="succeeded")))
+        wait_for(lambda: calls() == [("t2", "read")])
+        push.send_multipart(frames(record("tool_error", context=context, tool_call_id="t2")))
+        push.send_multipart(frames(record("tool_end", context=context, tool_call_id="never")))
+        wait_for(lambda: state(server)["tool_events"]["refused"] == 1)
+    assert calls() == []
+    assert state(server)["tool_events"] == {
+        "endpoint": TOOL_EVENTS, "received": 6, "malformed": 1, "dropped": 0, "applied": 4, "refused": 1}
