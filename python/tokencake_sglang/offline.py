@@ -13,8 +13,9 @@ from sglang.srt.server_args import ServerArgs
 
 from tokencake_sglang import serving
 from tokencake_sglang.core.config import TokenCakeConfig
-from tokencake_sglang.core.errors import ConfigError
+from tokencake_sglang.core.errors import ConfigError, ControlError, MetadataError
 from tokencake_sglang.server import refuse, schedule
+from tokencake_sglang.server.actions import parse_envelope
 from tokencake_sglang.server.graphs import parse_plan
 from tokencake_sglang.server.options import config_from
 from tokencake_sglang.server.schema import parse_event, parse_request_metadata
@@ -23,15 +24,6 @@ PREFIX = "tokencake_"
 SAVE_TIMEOUT_S = 5.0
 
 logger = logging.getLogger(__name__)
-
-
-class ControlError(RuntimeError):
-    """The engine refused a control call. `code` is the HTTP status that the server would answer, `reason` its word."""
-
-    def __init__(self, code: int, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.reason = reason
 
 
 class Engine(SGLangEngine):
@@ -111,6 +103,18 @@ class Engine(SGLangEngine):
         """What GET /v1/tokencake/graphs/ID answers."""
         return self.loop.run_until_complete(self.async_control("show_graph", {"graph_id": graph_id}))
 
+    def act(self, action_type: str, **payload: Any) -> dict[str, Any]:
+        """One action, as on the route for them: "kv.retain", "kv.demote", "kv.prefetch", "kv.release",
+        "signal.tool_wait" or "signal.resume_estimate". `payload` names the agent. Returns its outcome."""
+        envelope = {"actions": [{"action_type": action_type, "payload": payload}]}
+        return self.loop.run_until_complete(self._act(envelope))
+
+    async def _act(self, envelope: dict[str, Any]) -> dict[str, Any]:
+        _, (asked,) = parse_envelope(envelope)
+        if asked.action is None:
+            raise MetadataError(asked.refusal)
+        return (await self.async_control("actions", {"actions": [asked.action]}))["outcomes"][0]
+
     def shutdown(self) -> None:
         """As `sglang.Engine.shutdown`, which kills the scheduler; what it has learnt is saved before, if it can be."""
         if self.__dict__.get("_gateway") is not None and self.tokencake.history:
@@ -151,6 +155,9 @@ def _config(enabled: bool, values: dict[str, Any], kwargs: dict[str, Any]) -> To
     values = schedule.settle(kwargs, values, enabled)
     if kwargs.get("schedule_policy") == schedule.OWN:
         del kwargs["schedule_policy"]
+    if values.get("tool_events"):
+        raise ConfigError("tokencake_tool_events is given to an Engine; allowed: with the server only, whose HTTP"
+                          " process receives them. Remove it, and use stall_started and stall_finished.")
     config = config_from(values) if enabled else None
     schedule.check(config, kwargs)
     return config

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import openai
 import pytest
+import zmq
 
+from tests.server.test_tool_events import frames, record
 from tests.support.scenario import tokens
-from tests.support.server import ServerProcess
+from tests.support.server import PACKAGE_ROOT, ServerProcess, free_port
+from tokencake_sglang.client import Client
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 FLAGS = ("--max-total-tokens", "4096", "--hicache-ratio", "2", "--enable-tokencake",
          "--tokencake-min-offload-tokens", "16")
+LAUNCHER = "tokencake_sglang.launch_server"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "any_stack.py"
+TOOL_EVENTS = f"tcp://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture(scope="module")
 def server():
-    with ServerProcess(*FLAGS, module="tokencake_sglang.launch_server") as server:
+    with ServerProcess(*FLAGS, "--tokencake-tool-events", TOOL_EVENTS, module=LAUNCHER) as server:
         yield server
         assert server.process.poll() is None, server.log_tail()
         assert "Traceback" not in server.log(), server.log_tail()
@@ -105,3 +115,55 @@ def test_what_a_request_says_of_parents_times_and_lengths_takes_effect_and_chang
     last = {"vllm_xargs": {"job_id": "lead", "is_last_step": True}}
     assert ask(server, prompt, **last) == plain
     wait_for(lambda: not {"lead", "sub"} & {a["agent"] for a in state(server)["agents"]})
+
+
+def test_tool_events_of_a_harness_start_and_end_the_stalls_of_its_agent(server):
+    context = {"session_id": "run-9", "trajectory_id": "coder"}
+    ask(server, tokens("harness", 200), nvext={"agent_context": context})
+
+    def calls():
+        return [(call["call_id"], call["kind"]) for call in agent(server, "run-9/coder")["open_calls"]]
+
+    with zmq.Context() as own, own.socket(zmq.PUSH) as push:
+        push.linger = 0
+        push.connect(TOOL_EVENTS)
+        push.send_multipart([b"topic", b"x", b"no msgpack at all"])
+        push.send_multipart(frames(record(context=context, tool_call_id="t1", tool_class="shell")))
+        wait_for(lambda: calls() == [("t1", "shell")])
+        push.send_multipart(frames(record(context=context, tool_call_id="t2", tool_class="read")))
+        push.send_multipart(frames(record("tool_end", context=context, tool_call_id="t1", status="succeeded")))
+        wait_for(lambda: calls() == [("t2", "read")])
+        push.send_multipart(frames(record("tool_error", context=context, tool_call_id="t2")))
+        push.send_multipart(frames(record("tool_end", context=context, tool_call_id="never")))
+        wait_for(lambda: state(server)["tool_events"]["refused"] == 1)
+    assert calls() == []
+    assert state(server)["tool_events"] == {
+        "endpoint": TOOL_EVENTS, "received": 6, "malformed": 1, "dropped": 0, "applied": 4, "refused": 1}
+
+
+def test_the_python_client_looks_after_an_agent_of_the_openai_sdk(server):
+    url = f"http://127.0.0.1:{server.port}"
+    agent_ = Client(url).agent("sdk", app_id="run-3", agent_type="planner")
+    model = openai.OpenAI(base_url=url + "/v1", api_key="none")
+    said = [{"role": "user", "content": "Plan."}]
+    plain = model.chat.completions.create(model="demo", messages=said, max_tokens=8, temperature=0)
+    named = model.chat.completions.create(
+        model="demo", messages=said, max_tokens=8, temperature=0, extra_body=agent_.extra_body)
+    assert named.choices[0].message.content == plain.choices[0].message.content
+    with agent_.tool("search", estimate=20.0) as call:
+        assert agent_.resume_in(30.0, call.call_id)["outcome"] == "accepted"
+        assert agent_.state()["open_calls"][0]["kind"] == "search"
+    assert agent_.state()["program"] == "run-3" and agent_.retain(5)["outcome"] == "accepted"
+    model.chat.completions.create(
+        model="demo", messages=said, max_tokens=1, extra_headers=Client(url).agent("by header").headers)
+    assert Client(url).agent("by header").state()["requests"] == 1
+    assert agent_.finish_program()["status"] == "applied" and agent_.state() is None
+
+
+def test_the_example_for_any_stack_runs_against_the_server(server):
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), "--url", f"http://127.0.0.1:{server.port}"], capture_output=True, text=True,
+        env={"PYTHONPATH": str(PACKAGE_ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("then Three pages") == 2 and "finished" in done.stdout
+    assert "researcher-1" not in {one["agent"] for one in state(server)["agents"]}

@@ -72,13 +72,15 @@ OFFLINE = """
         again = engine.generate(prompt, params, agent=agent)["text"]
         refusals = [refusal(lambda: engine.stall_started(agent_id="b")),
                     refusal(lambda: engine.stall_started(agent_id=1)),
+                    refusal(lambda: engine.act("kv.nothing", agent_id="a")),
                     refusal(lambda: engine.generate(["x", "y"], params, agent={"lifecycle_id": "l"}))]
         batch = len(engine.generate(["x", "y"], params, agent=[{"agent_id": "x"}, {"agent_id": "y"}]))
         chunks = len(list(engine.generate("x", params, stream=True, agent=agent)))
+        kept = engine.act("kv.retain", agent_id="a", ttl_seconds=9e4 - 4e3)["outcome"]
         ended = engine.agent_finished(agent_id="a")["status"]
         left = sorted(each["agent"] for each in engine.tokencake_state()["agents"])
         engine.shutdown()
-        result = [first == again, started, moved > 100, finished, refusals, batch, chunks > 0, ended, left]
+        result = [first == again, started, moved > 100, finished, refusals, batch, chunks > 0, kept, ended, left]
         print("RESULT " + json.dumps(result))
 
     if __name__ == "__main__":
@@ -93,8 +95,9 @@ def test_the_offline_engine_takes_the_same_options_and_events(tmp_path):
                           text=True, timeout=400)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert done.returncode == 0 and lines, done.stderr[-4000:]
-    refusals = [["ControlError", 404], ["MetadataError", None], ["MetadataError", None]]
-    assert json.loads(lines[0][7:]) == [True, "applied", True, "applied", refusals, 2, True, "applied", ["x", "y"]]
+    refusals = [["ControlError", 404], ["MetadataError", None], ["MetadataError", None], ["MetadataError", None]]
+    assert json.loads(lines[0][7:]) == [
+        True, "applied", True, "applied", refusals, 2, True, "clipped", "applied", ["x", "y"]]
 
 
 @pytest.mark.parametrize("flags", [["--enable-tokencake"], []])

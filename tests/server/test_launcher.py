@@ -66,8 +66,8 @@ def test_an_order_in_sglangs_own_file_is_refused_beside_tokencakes(tmp_path, cap
 
 def test_every_setting_has_a_flag_that_sets_it(tmp_path):
     for f in fields(TokenCakeConfig):
-        a_file = str(tmp_path / "file")
-        other = (f.metadata["choices"] or [a_file])[-1] if isinstance(f.default, str) else f.metadata["high"]
+        a_text = f"ipc://{tmp_path}/socket" if f.name == "tool_events" else str(tmp_path / "file")
+        other = (f.metadata["choices"] or [a_text])[-1] if isinstance(f.default, str) else f.metadata["high"]
         config = config_of(*ON, options.flag_of(f.name), str(other))
         assert getattr(config, f.name) == other and type(getattr(config, f.name)) is type(f.default)
 
@@ -86,6 +86,7 @@ def test_every_setting_has_a_flag_that_sets_it(tmp_path):
     (["--tokencake-lease-s", "1"], "Add --enable-tokencake"),
     (["--tokencake-config", "x.json"], "Add --enable-tokencake"),
     ([*ON, "--tokencake-config", "missing.json"], "cannot be read"),
+    ([*ON, "--tokencake-tool-events", "127.0.0.1:5"], "tcp://127.0.0.1:20390"),
 ])
 def test_a_wrong_flag_ends_with_status_2_and_one_line(words, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

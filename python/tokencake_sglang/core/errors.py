@@ -15,3 +15,12 @@ class MetadataError(TokenCakeError, ValueError):
 
 class GraphError(TokenCakeError, ValueError):
     """An agent graph cannot be what was declared: an unknown node, a cycle, a node that nothing leads to."""
+
+
+class ControlError(TokenCakeError, RuntimeError):
+    """A control call was refused. `code` is the HTTP status of the answer (0: there was none), `reason` its word."""
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason

@@ -25,6 +25,7 @@ from tokencake_sglang.server.auth import UnauthorizedSentence
 from tokencake_sglang.server.graphs import build_graph_router
 from tokencake_sglang.server.identity import AgentIdentityMiddleware, attach_metadata
 from tokencake_sglang.server.routes import build_router, error_body
+from tokencake_sglang.server.tool_events import ToolEvents, WithToolEvents
 from tokencake_sglang.server.turns import StallInference
 
 logger = logging.getLogger(__name__)
@@ -79,19 +80,22 @@ class ControlGateway:
             answer.set_result((reply.status, reply.body))
 
 
-def mount(app: Any, gateway: ControlGateway | None, infer: str = "none") -> None:
+def mount(app: Any, gateway: ControlGateway | None, infer: str = "none", tool_events: str = "") -> None:
     """Put routes and the metadata middleware on SGLang's app; with no gateway (TokenCake is off) routes answer 503.
 
     The middleware is innermost: authentication, CORS, decompression and metrics see the request first. `infer`: as the
-    setting of that name.
+    setting of that name. `tool_events`: the endpoint on which they are received, if any.
     """
-    app.include_router(build_router(gateway))
+    events = ToolEvents(gateway, tool_events) if gateway is not None and tool_events else None
+    app.include_router(build_router(gateway, {} if events is None else {"tool_events": events.report}))
     app.include_router(build_action_router(gateway))
     app.include_router(build_graph_router(gateway))
     if gateway is not None:
         stalls = StallInference(gateway) if infer == "clients" else None
         app.user_middleware.append(Middleware(
             AgentIdentityMiddleware, infer=infer != "none", gateway=gateway, stalls=stalls))
+    if events is not None:
+        app.user_middleware.append(Middleware(WithToolEvents, events=events))
 
 
 def register_hooks(config: TokenCakeConfig | None) -> None:
@@ -104,7 +108,7 @@ def register_hooks(config: TokenCakeConfig | None) -> None:
         if config is None:
             mount(http_server.app, None)
         else:
-            mount(http_server.app, ControlGateway(manager), infer=config.infer)
+            mount(http_server.app, ControlGateway(manager), infer=config.infer, tool_events=config.tool_events)
 
     def after_auth(_result: Any, app: Any, **_kwargs: Any) -> None:
         app.add_middleware(UnauthorizedSentence)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from fastapi import APIRouter, Request
@@ -31,8 +33,9 @@ def error_body(code: int, reason: str, message: str) -> dict[str, Any]:
     return {"error": {"code": code, "reason": reason, "message": message}}
 
 
-def build_router(gateway: Gateway | None) -> APIRouter:
-    """Routes that ask `gateway`; None means TokenCake is off and every route answers 503."""
+def build_router(gateway: Gateway | None, reports: Mapping[str, Callable[[], Any]] = MappingProxyType({})) -> APIRouter:
+    """Routes that ask `gateway`; None means TokenCake is off and every route answers 503. `reports`: what the HTTP
+    process adds to the state, by name."""
     router = APIRouter(prefix=PREFIX, tags=["tokencake"])
 
     @router.post("/events")
@@ -58,7 +61,10 @@ def build_router(gateway: Gateway | None) -> APIRouter:
             stalls = parse_limit(request.query_params.get("stalls"), "stalls", DEFAULT_STALLS, MAX_STALLS)
         except MetadataError as error:
             return refusal(400, "schema", str(error))
-        return answer(*await gateway.call("state", {"agents": agents, "stalls": stalls}))
+        status, body = await gateway.call("state", {"agents": agents, "stalls": stalls})
+        if status == 200:
+            body = {**body, **{name: report() for name, report in reports.items()}}
+        return answer(status, body)
 
     return router
 
