@@ -29,6 +29,8 @@ class BuildWithPatches(build_py):
         shipped = {} if getattr(self, "editable_mode", False) else self._patch_files()
         return super().get_outputs(include_bytecode) + [str(path) for path in shipped.values()]
 
+# Agent stacks that the tests and examples/stacks run as they are; the OpenAI and Anthropic SDKs come with SGLang.
+CLIENT_STACKS = ["openai-agents>=0.4", "langgraph>=1", "langchain-openai>=1.1"]
 
 setup(
     name="tokencake-sglang",
@@ -44,7 +46,7 @@ setup(
     package_data={"tokencake_sglang.emulator": ["data/*"]},
     install_requires=["sglang==0.5.17"],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "pytest-timeout>=2.3"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "pytest-timeout>=2.3", *CLIENT_STACKS],
         "plots": ["matplotlib>=3.8"],
     },
     entry_points={

@@ -40,6 +40,18 @@ def test_plain_requests_take_turns_with_agents(server):
     assert in_order(server) == ["a1", "plain", "a2"]
 
 
+@pytest.mark.parametrize(("header", "order"), [
+    ("x-tenant", ["g1", "modest", "g2", "g3"]), ("", ["g1", "g2", "g3", "modest"])])
+def test_tenants_take_turns_where_they_are_told_apart(make, header, order):
+    server = Server(make(device_tokens=192, host_tokens=256), tenant_header=header)
+    for rid, tenant in (("g1", "greedy"), ("g2", "greedy"), ("g3", "greedy"), ("modest", "modest")):
+        req = server.h.request(PROMPT, None, rid)
+        req.agent_metadata = {"tenant": tenant}
+        server.h.waiting_queue.append(req)
+        server.extension.on_request_added(req)
+    assert in_order(server) == order
+
+
 def test_with_the_order_of_sglang_nothing_is_touched(make):
     server = Server(make(device_tokens=192, host_tokens=256), order="sglang")
     for agent, rid in (("a", "a1"), ("b", "b1"), ("a", "a2")):

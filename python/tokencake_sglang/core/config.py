@@ -90,6 +90,9 @@ class TokenCakeConfig:
         " stacks send by themselves; 'clients' also takes conversations with tools for agents and infers their stalls"
         " from the tool calls in answers; 'none' reads nothing.",
         choices=INFER)
+    tenant_header: str = _setting(
+        "", "The name of the request header that tells tenants apart, between which the queue takes turns; empty: all"
+        " are one tenant. A secret (authorization, x-api-key) is known by its hash.")
     tool_events: str = _setting(
         "", "Receive the tool events of NVIDIA Dynamo's harnesses on this ZMQ endpoint, as tcp://127.0.0.1:20390;"
         " empty: do not.")

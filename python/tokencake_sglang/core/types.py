@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.forecast import Forecast
 
+# In a request's metadata, set by the server: whose it is, where tenants are told apart.
+TENANT = "tenant"
 # In a request's metadata, set by the server: the calls that it ends, joined by this; not there: all of its agent's.
 ENDS_CALLS, CALLS_JOINED_BY = "ends_calls", "\n"
 PREFILL = "prefill"  # the purpose of a request that generates nothing and says nothing of its agent's tools

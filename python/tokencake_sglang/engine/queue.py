@@ -11,7 +11,7 @@ from tokencake_sglang.core.controller import Controller
 from tokencake_sglang.core.hints import RequestHints
 from tokencake_sglang.core.spatial import Demand, SpatialScheduler, Waiting
 from tokencake_sglang.core.spatial.ledger import SHARED
-from tokencake_sglang.core.types import AgentIdentity
+from tokencake_sglang.core.types import TENANT, AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.owners import ANONYMOUS
 from tokencake_sglang.engine.requests import held, on_device, runs_any
@@ -25,6 +25,7 @@ class ProgramQueue:
         self.cache = cache
         self.controller = controller
         self.spatial = SpatialScheduler(controller.config)
+        self.tells_tenants = bool(controller.config.tenant_header)  # else whoever names one would gain by it
         self.spatial.place = controller.runs.place
         self.program_of: dict[str, str] = {ANONYMOUS: SHARED}  # agent -> its program
         controller.queue_wait_s = lambda key: self.spatial.wait_s(self.program_of.get(key, key))
@@ -40,6 +41,7 @@ class ProgramQueue:
             application=(identity.graph_id or "") if identity else "",
             prompt_tokens=len(req.origin_input_ids) + len(req.output_ids),
             max_new_tokens=max(0, req.sampling_params.max_new_tokens - len(req.output_ids)),
+            tenant=(req.agent_metadata or {}).get(TENANT, "") if self.tells_tenants else "",
             expected_tokens=hints.expected_output_tokens, priority=hints.priority), self._state)
 
     def request_ended(self, req: Any) -> None:

@@ -80,11 +80,12 @@ class ControlGateway:
             answer.set_result((reply.status, reply.body))
 
 
-def mount(app: Any, gateway: ControlGateway | None, infer: str = "none", tool_events: str = "") -> None:
+def mount(app: Any, gateway: ControlGateway | None, infer: str = "none", tool_events: str = "",
+          tenant_header: str = "") -> None:
     """Put routes and the metadata middleware on SGLang's app; with no gateway (TokenCake is off) routes answer 503.
 
     The middleware is innermost: authentication, CORS, decompression and metrics see the request first. `infer`: as the
-    setting of that name. `tool_events`: the endpoint on which they are received, if any.
+    setting of that name, and so `tenant_header`. `tool_events`: the endpoint on which they are received, if any.
     """
     events = ToolEvents(gateway, tool_events) if gateway is not None and tool_events else None
     app.include_router(build_router(gateway, {} if events is None else {"tool_events": events.report}))
@@ -93,7 +94,8 @@ def mount(app: Any, gateway: ControlGateway | None, infer: str = "none", tool_ev
     if gateway is not None:
         stalls = StallInference(gateway) if infer == "clients" else None
         app.user_middleware.append(Middleware(
-            AgentIdentityMiddleware, infer=infer != "none", gateway=gateway, stalls=stalls))
+            AgentIdentityMiddleware, infer=infer != "none", gateway=gateway, stalls=stalls,
+            tenant_header=tenant_header))
     if events is not None:
         app.user_middleware.append(Middleware(WithToolEvents, events=events))
 
@@ -108,7 +110,8 @@ def register_hooks(config: TokenCakeConfig | None) -> None:
         if config is None:
             mount(http_server.app, None)
         else:
-            mount(http_server.app, ControlGateway(manager), infer=config.infer, tool_events=config.tool_events)
+            mount(http_server.app, ControlGateway(manager), infer=config.infer, tool_events=config.tool_events,
+                  tenant_header=config.tenant_header)
 
     def after_auth(_result: Any, app: Any, **_kwargs: Any) -> None:
         app.add_middleware(UnauthorizedSentence)

@@ -15,17 +15,20 @@ from typing import Any
 import orjson
 
 from tokencake_sglang.core.errors import MetadataError
+from tokencake_sglang.core.types import TENANT
 from tokencake_sglang.server.dialects import resolve
 from tokencake_sglang.server.hints import Hints, HintSender, find_hints
 from tokencake_sglang.server.infer import AgentEnds, header_hints, may_speak
 from tokencake_sglang.server.routes import Gateway, error_body
 from tokencake_sglang.server.schema import parse_metadata, parse_request_metadata
+from tokencake_sglang.server.tenants import tenant_of
 from tokencake_sglang.server.turns import ROUTES as TURN_PATHS
 from tokencake_sglang.server.turns import Exchange, StallInference, offers_tools
 
 KEY = "tokencake"
 FIELD = "agent_metadata"
 SCOPE_KEY = "tokencake.agent_metadata"
+SCOPE_TENANT = "tokencake.tenant"
 NATIVE_PATH = "/generate"
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/invocations")
 FIELDLESS_PATHS = ("/v1/responses", "/v1/messages")
@@ -50,11 +53,13 @@ class AgentIdentityMiddleware:
 
     `infer`: look for other stacks' identity where there is no such object. `gateway`: by which an agent is ended whose
     client says so in a dialect; None: it is not. `stalls`: infer them from answers, and agents from conversations.
+    `tenant_header`: by which tenants are told apart; "": they are not.
     """
 
     def __init__(self, app: Any, infer: bool = False, gateway: Gateway | None = None,
-                 stalls: StallInference | None = None) -> None:
+                 stalls: StallInference | None = None, tenant_header: str = "") -> None:
         self.app = app
+        self.tenant_header = tenant_header
         self.infer = infer
         self.ends = None if gateway is None else AgentEnds(gateway)
         self.stalls = stalls
@@ -73,15 +78,18 @@ class AgentIdentityMiddleware:
         except MetadataError as error:
             await _refuse(send, str(error))
             return
-        hints = Hints() if self.hints is None else find_hints(body, carried.metadata)
-        if self.hints is not None:
-            self.hints.send(hints.at_once)
         if carried.body is not None:
             scope = _with_length(scope, len(carried.body))
             messages = [{"type": "http.request", "body": carried.body, "more_body": False}]
         if carried.metadata is not None:
             scope = {**scope, SCOPE_KEY: carried.metadata}
+        if self.tenant_header:
+            scope = {**scope, SCOPE_TENANT: tenant_of(scope["headers"], self.tenant_header) or ""}
+        hints = Hints()
         try:
+            if self.hints is not None:
+                hints = find_hints(body, carried.metadata)
+                self.hints.send(hints.at_once)
             if carried.exchange is not None:
                 await carried.exchange.begin()
                 send = carried.exchange.watch(send)
@@ -127,15 +135,26 @@ class AgentIdentityMiddleware:
             parsed = {**parsed, **exchange.metadata}
         if path in FIELDLESS_PATHS:
             return Carried(metadata=parsed, exchange=exchange)
-        return Carried(body=_dumps({**values, FIELD: parsed}), exchange=exchange)
+        try:
+            return Carried(body=_dumps({**values, FIELD: parsed}), exchange=exchange)
+        except MetadataError:
+            if exchange is not None:
+                exchange.end()
+            raise
 
 
 def attach_metadata(_manager: Any, obj: Any, request: Any = None, *_args: Any, **_kwargs: Any) -> None:
     """Before SGLang's TokenizerManager.generate_request: what the middleware put into the request's scope goes to its
     internal request, unless that has metadata of its own. `obj` is a GenerateReqInput (or an embedding request)."""
-    metadata = getattr(request, "scope", {}).get(SCOPE_KEY)
+    scope = getattr(request, "scope", {})
+    metadata, tenant = scope.get(SCOPE_KEY), scope.get(SCOPE_TENANT)
     if metadata is not None and getattr(obj, FIELD, metadata) is None:
         setattr(obj, FIELD, metadata)
+    if tenant is not None and hasattr(obj, FIELD):  # whatever the client itself says of tenants
+        given = getattr(obj, FIELD)
+        named = {TENANT: tenant}
+        one_each = isinstance(given, list)
+        setattr(obj, FIELD, [{**(one or {}), **named} for one in given] if one_each else {**(given or {}), **named})
 
 
 def _object(body: bytes) -> dict[str, Any]:
