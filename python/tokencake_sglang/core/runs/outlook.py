@@ -27,6 +27,7 @@ class Outlook:
         self.before = tuple(tuple(self.number[name] for name in before[node.name]) for node in self.nodes)
         self.after = tuple(tuple(self.number[name] for name in after[node.name]) for node in self.nodes)
         self.remaining_depth = tuple(compiled.facts[node.name].remaining_depth for node in self.nodes)
+        self.is_waited_for = self._waited_for()
         self.calls_of: dict[str, list[int]] = {}  # the model calls of each agent
         for number, node in enumerate(self.nodes):
             if node.agent and node.calls_model:
@@ -76,6 +77,13 @@ class Outlook:
             self.call_s.append(call_s)
             self.once_s.append(call_s + tools[same])
         self.version += 1
+
+    def _waited_for(self) -> list[bool]:
+        """Whether a node has the objective latency, or one behind it has."""
+        found = [node.objective == "latency" for node in self.nodes]
+        for number in reversed(range(len(found))):
+            found[number] = found[number] or any(found[after] for after in self.after[number])
+        return found
 
     def _heads(self, numbers: Sequence[int]) -> list[int]:
         """Of an agent's calls, those that none of its calls leads to."""

@@ -109,10 +109,11 @@ class SpatialScheduler:
         place = self.place(entry.waiting.rid)
         if place is None:
             return False
+        mine = entry.waiting.priority, place.is_urgent, place.path_s
         for rid in islice(entry.program.rids, SIBLINGS_SEEN):
             other = self._entries.get(rid)
             its = self.place(rid) if other is not None and not other.runs else None
-            if its is not None and (its.is_urgent, its.path_s) > (place.is_urgent, place.path_s):
+            if its is not None and (other.waiting.priority, its.is_urgent, its.path_s) > mine:
                 return True
         return False
 
