@@ -42,8 +42,8 @@ class Step:
 
 
 class Run:
-    def __init__(self, program: str, outlook: Outlook) -> None:
-        self.program, self.outlook = program, outlook
+    def __init__(self, program: str, outlook: Outlook, began_at: float) -> None:
+        self.program, self.outlook, self.began_at = program, outlook, began_at
         count = len(outlook.nodes)
         self.done = [0] * count  # runs that have ended
         self.live = [0] * count  # runs under way, waiting requests included

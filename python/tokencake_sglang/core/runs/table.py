@@ -143,8 +143,10 @@ class RunTable:
             return None
         step = run.steps[rid]
         if step.node is not None:
-            return Place(run.path_s(step.node), run.outlook.nodes[step.node].objective == "latency")
-        return Place(step.left_s + (0.0 if step.after is None else run.tail_of(step.after)), True)
+            is_urgent = run.outlook.nodes[step.node].objective == "latency"
+            return Place(run.path_s(step.node), is_urgent, run.outlook.structure[step.node], run.began_at)
+        behind_s = 0.0 if step.after is None else run.tail_of(step.after)
+        return Place(step.left_s + behind_s, True, run_began_at=run.began_at)
 
     def importance(self, agent: str) -> tuple[float, bool]:
         """Of an agent's KV, 0 to 10: the longest path from where it is, as a share of its run's; 0 where it is not
@@ -154,7 +156,7 @@ class RunTable:
         if position is None or position.at is None:
             return 0.0, False
         node = position.tools[0] if position.tools else position.at
-        near = run.outlook.remaining_depth[node] <= NEAR_DEPTH
+        near = run.outlook.structure[node].remaining_depth <= NEAR_DEPTH
         if run.outlook.nodes[node].objective != "latency" or not run.longest_s:
             return 0.0, near
         path_s = run.path_s(node) if run.live[node] else run.tail_of(node)
@@ -179,7 +181,7 @@ class RunTable:
                 outlook = self._outlooks[key[1]] = Outlook(key[1], graph)
             outlook.refresh(now, self.estimates)
             outlook.users += 1
-            run = self._runs[key] = Run(program, outlook)
+            run = self._runs[key] = Run(program, outlook, now)
             self.nodes += len(outlook.nodes)
         run.outlook.refresh(now, self.estimates)
         run.follow_outlook()
