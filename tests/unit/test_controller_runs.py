@@ -10,12 +10,13 @@ from tokencake_sglang.core.controller import Controller
 from tokencake_sglang.core.plan import Decision
 from tokencake_sglang.core.types import AgentIdentity, AgentView
 
-#  plan 2.5 s -> search 4 s -> write 5 s;  plan -> log, which nobody waits for
+#  plan 2.5 s -> search 4 s -> write 5 s;  plan -> log, which nobody waits for;  plan -> fetch 1 s
 PLAN = {
     "nodes": [
         {"name": "plan", "tokens": 100}, {"name": "search", "kind": "tool", "tool_kind": "web", "seconds": 4},
+        {"name": "fetch", "kind": "tool", "tool_kind": "fetch", "seconds": 1},
         {"name": "write", "tokens": 200}, {"name": "log", "tokens": 900, "objective": "throughput"}],
-    "edges": [["plan", "search"], ["search", "write"], ["plan", "log"]]}
+    "edges": [["plan", "search"], ["search", "write"], ["plan", "log"], ["plan", "fetch"]]}
 
 
 class Looking:
@@ -66,9 +67,9 @@ def test_requests_and_tools_move_the_run_on(controller):
     end(controller, "a", "r1")
     tell(controller, "stall_started", call_id="1")
     assert running(controller) == ["search"]
-    tell(controller, "stall_started", call_id="2", kind="other")
+    tell(controller, "stall_started", call_id="2", kind="fetch")
     tell(controller, "stall_finished", call_id="1")
-    assert running(controller) == ["search"]
+    assert running(controller) == ["search", "fetch"]
     tell(controller, "stall_finished", call_id="2")
     assert running(controller) == []
     send(controller, "a", "write", "r2")
@@ -100,3 +101,46 @@ def test_a_request_that_vanished_is_no_longer_under_way(controller):
 def test_a_graph_id_that_the_server_does_not_know_is_no_run(controller):
     controller.request_added(AgentIdentity(app_id="p", graph_id="?", node_id="plan", agent_id="a"), "r1")
     assert controller.runs.reports(0.0, 9) == []
+
+
+def test_the_next_request_of_an_agent_ends_its_tools_in_the_run_too(controller):
+    send(controller, "a", "plan", "r1")
+    end(controller, "a", "r1")
+    tell(controller, "stall_started", call_id="1")
+    send(controller, "a", "write", "r2")
+    assert running(controller) == ["write"]
+
+
+def test_a_request_that_ends_only_some_calls_leaves_the_tools_running(controller):
+    send(controller, "a", "plan", "r1")
+    end(controller, "a", "r1")
+    tell(controller, "stall_started", call_id="1")
+    tell(controller, "stall_started", call_id="2", kind="fetch")
+    controller.request_added(
+        AgentIdentity(app_id="p", graph_id=controller.graph, node_id="log", agent_id="a"), "r2", {"1"})
+    assert running(controller) == ["search", "fetch", "log"]
+
+
+def test_a_tool_that_was_inferred_gives_way_to_the_one_that_the_client_tells(controller):
+    send(controller, "a", "plan", "r1")
+    end(controller, "a", "r1")
+    tell(controller, "stall_started", call_id="1", inferred=True)
+    assert running(controller) == ["search"]
+    tell(controller, "stall_started", call_id="2", kind="fetch")
+    assert running(controller) == ["fetch"]
+
+
+def test_an_agent_that_works_for_another_is_of_its_run(controller):
+    send(controller, "a", "plan", "r1")
+    controller.request_added(AgentIdentity(
+        graph_id=controller.graph, node_id="write", agent_id="b", parent_agent_id="a"), "r2")
+    assert running(controller) == ["plan", "write"]
+
+
+def test_a_request_that_only_prepares_the_next_prompt_is_no_step_of_the_run(controller):
+    send(controller, "a", "plan", "r1")
+    end(controller, "a", "r1")
+    tell(controller, "stall_started", call_id="1")
+    controller.request_added(AgentIdentity(
+        app_id="p", graph_id=controller.graph, node_id="write", agent_id="a", purpose="prefill"), "r2")
+    assert running(controller) == ["search"] and controller.runs.place("r2") is None
