@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 
@@ -110,3 +111,45 @@ def test_a_graph_id_that_nobody_knows_is_no_error(server):
     assert status == 404 and json.loads(text)["error"]["reason"] == "unknown_graph"
     event(server, event="agent_finished", agent_id="c")
     assert state(server)["runs"] == []
+
+
+def test_a_derived_program_moves_its_run_through_the_graph_and_leaves_nothing(server):
+    import sglang as sgl
+
+    import tokencake_sglang as tc
+
+    seen: list[dict] = []
+
+    @tc.tool(predict_time=1.5)
+    def search(query: str) -> str:
+        seen.extend(run for run in state(server)["runs"] if run["program"] == "report-1")
+        return query
+
+    @tc.agent
+    def planner(s):
+        s += "Plan." + sgl.gen("plan", max_tokens=4)
+        s += tc.call(search, {"query": "kv"}, name="hits")
+        s += "More." + sgl.gen("more", max_tokens=4)
+
+    @tc.agent
+    def writer(s, part):
+        s += f"Write {part}." + sgl.gen("text", max_tokens=4)
+
+    def report(backend=None):
+        planner.run(backend=backend).sync()
+        for written in writer.run_batch([{"part": "one"}, {"part": "two"}], backend=backend, progress_bar=False):
+            written.sync()
+
+    graph = tc.derive(report)
+    names = [node.name for node in graph.value().nodes]
+    assert names == ["planner.plan", "planner.hits", "planner.more", "writer[1].text", "writer[2].text"]
+    with tc.app("report-1", graph=graph):
+        report(backend=tc.Endpoint(server.base_url))
+    (run,) = seen
+    assert (run["nodes_over"], run["nodes_running"], run["nodes_left"]) == (1, ["planner.hits"], 3)
+    assert run["unfolded"] == [] and run["remaining_s"] > 1
+    for _ in range(200):
+        if not [run for run in state(server)["runs"] if run["program"] == "report-1"]:
+            return
+        time.sleep(0.05)
+    raise AssertionError(state(server)["runs"])

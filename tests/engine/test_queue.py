@@ -152,3 +152,23 @@ def test_a_flush_empties_the_accounts(server):
     server.serve(PROMPT, "a")
     server.h.cache.reset()
     assert server.h.cache.owners.ledger.accounts == {}
+
+
+def test_a_graph_that_was_posted_orders_the_requests_of_a_program_and_shows_in_the_state(server):
+    plan = {"nodes": [{"name": "short", "tokens": 10}, {"name": "long", "tokens": 100}]}
+    status, posted = server.control("graph", **plan)
+    assert (status, posted["status"]) == (200, "applied")
+    for agent, node in (("a", "short"), ("b", "long")):
+        req = server.h.request(PROMPT, agent, node)
+        req.agent_metadata |= {"app_id": "run", "graph_id": posted["graph_id"], "node_id": node}
+        server.h.waiting_queue.append(req)
+        server.extension.on_request_added(req)
+    assert in_order(server) == ["long", "short"]
+    server.extension.on_requests_admitted([
+        SimpleNamespace(rid="short", extend_range=SimpleNamespace(length=8))])
+    report = server.control("state", agents=10)[1]
+    assert report["queue"]["waiting"] == [{"rid": "long", "program": "run", "path_s": 2.5}]
+    assert [run["nodes_running"] for run in report["runs"]] == [["short", "long"]]
+    assert report["counters"]["critical_inversions"] == 1 and report["num_graphs"] == 1
+    assert server.control("show_graph", graph_id=posted["graph_id"])[1]["critical_path"] == ["long"]
+    assert server.control("graph", nodes=[])[0] == 400 and server.control("show_graph", graph_id="?")[0] == 404

@@ -40,6 +40,11 @@ class HttpPeer:
         return [body for path, body in self.requests if path == "/generate"]
 
     @property
+    def graphs(self) -> list[dict[str, Any]]:
+        """The bodies of all graphs so far, oldest first."""
+        return [body for path, body in self.requests if path == "/v1/tokencake/graphs"]
+
+    @property
     def events(self) -> list[dict[str, Any]]:
         """The bodies of all events so far, oldest first, whether or not they were accepted."""
         return [body for path, body in self.requests if path == "/v1/tokencake/events"]
@@ -78,6 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._generate(body, number)
         elif self.path == "/v1/tokencake/events":
             self._control(lambda: self._event(body))
+        elif self.path == "/v1/tokencake/graphs":
+            self._control(lambda: (200, {"status": "applied", "message": "done", "graph_id": "by the client"}))
         else:
             self._answer(404, {"detail": "Not Found"})
 

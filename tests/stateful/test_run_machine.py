@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tokencake_sglang.core.forecast.paper import PaperForecaster
 from tokencake_sglang.core.graph import AgentGraph, Node
-from tokencake_sglang.core.graph_json import graph_id
+from tokencake_sglang.core.graph_json import to_json
 from tokencake_sglang.core.runs import RunTable
 from tokencake_sglang.core.runs.table import KEPT_S
 from tokencake_sglang.core.types import AgentIdentity
@@ -24,6 +24,7 @@ def graphs(draw) -> AgentGraph:
     nodes = tuple(
         Node(f"n{number}", kind, agent=draw(st.sampled_from(["", "x", "y"])),
              tokens=draw(st.sampled_from([None, 10, 50])), seconds=draw(st.sampled_from([None, 2.0])),
+             objective=draw(st.sampled_from(["latency", "latency", "throughput"])),
              count=draw(st.sampled_from([1, 1, 3, 0.2, 0])))
         for number, kind in enumerate(draw(st.lists(st.sampled_from(["llm", "tool"]), min_size=count, max_size=count))))
     pairs = [(a, b) for b in range(count) for a in range(b)]
@@ -35,8 +36,8 @@ def graphs(draw) -> AgentGraph:
 class Runs(RuleBasedStateMachine):
     @initialize(first=graphs(), second=graphs())
     def graphs_are_known(self, first, second):
-        self.graphs = [(graph_id(graph), graph.compile()) for graph in (first, second)]
         self.table = RunTable(PaperForecaster(1.0), MOST_RUNS, MOST_NODES)
+        self.graphs = [self.table.graphs.add(to_json(graph))[1] for graph in (first, second)]
         self.now, self.number = 0.0, 0
         self.requests: dict[str, str] = {}  # by id: their agents
 
@@ -44,11 +45,11 @@ class Runs(RuleBasedStateMachine):
           node=st.sampled_from(["n0", "n1", "n2", "n3", "n4", "n5", "n6", "x", "y", "other", None]))
     def a_request_comes(self, agent, which, known, node):
         self.number += 1
-        name, compiled = self.graphs[which]
+        name = self.graphs[which] if known else "unknown"
         self.requests[f"r{self.number}"] = agent
         self.table.request_added(
-            self.now, AgentIdentity(app_id=agent[0], graph_id=name, node_id=node, agent_id=agent, agent_type="t"),
-            f"r{self.number}", compiled if known else None)
+            self.now, agent[0], AgentIdentity(graph_id=name, node_id=node, agent_id=agent, agent_type="t"),
+            f"r{self.number}")
 
     @rule(which=st.integers(0, 50), tokens=st.sampled_from([None, 0, 7, 300]), admitted=st.booleans())
     def a_request_ends(self, which, tokens, admitted):
@@ -67,6 +68,10 @@ class Runs(RuleBasedStateMachine):
     @rule(agent=st.sampled_from(AGENTS))
     def a_tool_returns(self, agent):
         self.table.stall_ended(agent)
+
+    @rule(agent=st.sampled_from(AGENTS))
+    def a_tool_was_not_called(self, agent):
+        self.table.stall_dropped(agent)
 
     @rule(agent=st.sampled_from(AGENTS))
     def an_agent_ends(self, agent):
@@ -141,7 +146,12 @@ class Copy:
             runs = outlook.nodes[node].count - run.done[node]
             runs = max(1.0, runs / run.live[node]) if run.live[node] else max(0.0, runs)
             self.left[node] = run.once_s[node] * runs
-            self.tail[node] = max((self.left[n] + self.tail[n] for n in outlook.after[node]), default=0.0)
+            behind = [self.left[n] + self.tail[n] for n in outlook.after[node] if matters(outlook, n)]
+            self.tail[node] = max(behind, default=0.0)
+
+
+def matters(outlook, node) -> bool:
+    return outlook.nodes[node].objective == "latency" or any(matters(outlook, n) for n in outlook.after[node])
 
 
 TestRuns = Runs.TestCase

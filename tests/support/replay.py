@@ -17,6 +17,11 @@ from tokencake_sglang.core.types import AgentIdentity
 AGENTS = tuple(f"agent-{i}" for i in range(6))
 CALLS = ("c1", "c2", None)
 SECONDS = (0.0, 0.05, 0.3, 1.0, 6.0, 40.0)
+#  0 -> (1, a tool) -> 3 -> 4;  0 -> 2, three times -> 3
+PLAN = {
+    "nodes": [{"name": "0", "tokens": 40}, {"name": "1", "kind": "tool", "seconds": 2}, {"name": "2", "count": 3},
+              {"name": "3", "tokens": 80}, {"name": "4"}],
+    "edges": [["0", "1"], ["0", "2"], ["1", "3"], ["2", "3"], ["3", "4"]]}
 
 Event = tuple[Any, ...]
 
@@ -25,6 +30,7 @@ def replay(events: list[Event], **settings: Any) -> dict[str, Any]:
     """Fold the events, one scheduler step after each; returns everything that may be seen from outside."""
     mechanism = MemoryMechanism()
     controller = Controller(TokenCakeConfig(**{"offload_policy": "eager", **settings}), mechanism)
+    graph = controller.runs.graphs.add(PLAN)[1]
     replies = []
     for what, *args in events:
         if what == "tick":
@@ -33,9 +39,12 @@ def replay(events: list[Event], **settings: Any) -> dict[str, Any]:
             key, rid, lifecycle_id = args
             mechanism.live.add(rid)
             mechanism.tokens.setdefault(key, Tokens(100 + len(rid)))
-            controller.request_added(AgentIdentity(agent_id=key, lifecycle_id=lifecycle_id), rid)
+            controller.request_added(AgentIdentity(
+                app_id=f"app-{AGENTS.index(key) % 2}", graph_id=graph, node_id=rid[1:], agent_id=key,
+                lifecycle_id=lifecycle_id), rid)
         elif what == "answer":
             mechanism.live.discard(args[1])
+            controller.runs.request_ended(controller.now, args[1], 10 * len(replies))
             controller.request_ended(*args)
         elif what == "vanish":
             mechanism.live.discard(args[0])
@@ -53,6 +62,8 @@ def replay(events: list[Event], **settings: Any) -> dict[str, Any]:
         controller.step()
     return {
         "log": mechanism.log, "replies": replies, "counters": controller.counters, "declined": controller.declined,
+        "runs": controller.runs.reports(controller.now, 9),
+        "importance": [controller.runs.importance(key) for key in AGENTS],
         "agents": [(a.key, a.state, a.move, a.lease_until) for a in controller.agents]}
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tokencake_sglang.core.forecast.paper import PaperForecaster
 from tokencake_sglang.core.graph import AgentGraph, CompiledGraph, Node
-from tokencake_sglang.core.graph_json import graph_id
+from tokencake_sglang.core.graph_json import to_json
 from tokencake_sglang.core.runs import RunTable
 from tokencake_sglang.core.runs.outlook import REFRESH_S
 from tokencake_sglang.core.runs.table import KEPT_S
@@ -40,15 +40,16 @@ class Server:
     def __init__(self, compiled: CompiledGraph, **bounds) -> None:
         self.table = RunTable(PaperForecaster(1.0), **bounds)
         self.table.estimates.observe("", "", 10, 10 * TOKEN_S)
-        self.compiled, self.now, self.count = compiled, 0.0, 0
+        self.graph_id = self.table.graphs.add(to_json(compiled.graph))[1]
+        self.now, self.count = 0.0, 0
 
     def send(self, node_id: str, agent: str = "", program: str = "p", **fields) -> str:
         self.count += 1
         rid = f"r{self.count}"
-        fields = {"graph_id": graph_id(self.compiled.graph), **fields}
+        fields = {"graph_id": self.graph_id, **fields}
+        self.table.stall_ended(agent or node_id)
         self.table.request_added(
-            self.now, AgentIdentity(app_id=program, node_id=node_id, agent_id=agent or node_id, **fields), rid,
-            self.compiled)
+            self.now, program, AgentIdentity(app_id=program, node_id=node_id, agent_id=agent or node_id, **fields), rid)
         return rid
 
     def path(self, rid: str) -> float:
@@ -122,10 +123,13 @@ def test_an_agent_is_as_important_as_its_path_is_long():
 
 def test_a_step_that_nobody_waits_for_is_neither_urgent_nor_important():
     server = Server(graph(llm("a"), llm("log", 90, objective="throughput"), llm("b", 20), edges="a>log a>b"))
-    server.end(server.send("a", "x"))
+    first = server.send("a", "x")
+    assert server.path(first) == 1 + 2
+    server.end(first)
     log, b = server.send("log", "y"), server.send("b", "x")
     assert not server.table.place(log).is_urgent and server.table.place(b).is_urgent
-    assert server.table.importance("y") == (0.0, True)
+    assert server.table.importance("y") == (0.0, True) and server.table.importance("x") == (10.0, True)
+    assert server.report()["remaining_s"] == pytest.approx(2)
 
 
 def test_a_loop_counts_the_rounds_that_are_left():
@@ -177,6 +181,16 @@ def test_a_call_with_its_tool_is_one_node_that_ends_when_the_tool_returns():
     server.table.stall_started(server.now, "x", "anything")
     server.table.stall_ended("x")
     assert (server.report()["nodes_running"], server.report()["nodes_over"]) == ([], 1)
+
+
+def test_a_tool_that_was_not_called_is_as_before():
+    server = Server(FORK)
+    server.end(server.send("b", "x"))
+    server.table.stall_started(server.now, "x", "search")
+    server.table.stall_dropped("x")
+    assert server.report()["nodes_running"] == [] and server.report()["nodes_over"] == 2
+    server.table.stall_started(server.now, "x", "search")
+    assert server.report()["nodes_running"] == ["search"]
 
 
 def test_the_next_request_ends_a_tool_that_nobody_has_finished():
@@ -242,7 +256,7 @@ def test_a_tool_takes_what_such_tools_took():
 
 def test_a_request_of_no_known_graph_has_no_place():
     server = Server(FORK)
-    server.table.request_added(0.0, AgentIdentity(app_id="p", agent_id="x", graph_id="?"), "r", None)
+    server.table.request_added(0.0, "p", AgentIdentity(app_id="p", agent_id="x", graph_id="?"), "r")
     assert server.table.place("r") is None and len(server.table) == 0
 
 

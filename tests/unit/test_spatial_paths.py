@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.unit.test_spatial_scheduler import Server
-from tokencake_sglang.core.spatial.views import Place
+from tokencake_sglang.core.spatial.views import Place, Waiting
 
 
 def server(paths: dict[str, float], slow: tuple[str, ...] = (), **settings) -> Server:
@@ -102,3 +102,13 @@ def test_the_waiting_requests_are_told_with_their_paths():
     found = server({"a.1": 1.0})
     found.add("a.1", "chat", "a.2")
     assert found.spatial.waiting(2) == [("a.1", "a", 1.0), ("chat", "", None)]
+
+
+def test_what_the_client_prefers_goes_before_a_longer_path_and_inverts_nothing():
+    found = server({"a.1": 1.0, "a.2": 9.0})
+    found.spatial.request_added(0.0, Waiting("a.1", "a", "x", priority=5), lambda agent: None)
+    found.queue.append("a.1")
+    found.add("a.2")
+    assert found.order() == ["a.1", "a.2"]
+    found.admit("a.1")
+    assert found.spatial.critical_inversions(["a.1"]) == 0

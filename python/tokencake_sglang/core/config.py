@@ -11,7 +11,7 @@ from tokencake_sglang.core.errors import ConfigError
 OFFLOAD_POLICIES = ("cost", "eager", "none", "paper", "score")
 WRITE_POLICIES = ("hicache", "tokencake")
 ORDERS = ("program", "sglang")
-PRIORITIES = ("critical-path", "none")
+PRIORITIES = ("critical-path", "paper", "shipped", "none")
 FORECASTS = ("quantile", "paper")
 INFER = ("clients", "names", "none")
 
@@ -36,7 +36,8 @@ class TokenCakeConfig:
         choices=ORDERS)
     priority: str = _setting(
         "critical-path", "Who goes next inside a program whose graph is known, with the order 'program':"
-        " 'critical-path' the request with the longest way to the end of its run, 'none' the one that came first.",
+        " 'critical-path' the request with the longest way to the end of its run, 'paper' and 'shipped' that of the"
+        " highest published score, 'none' the one that came first.",
         choices=PRIORITIES)
     seniority_s: float = _setting(
         900.0, "Older programs go first up to this age in seconds; beyond it requests go by their own age, so that none"

@@ -14,7 +14,6 @@ from tokencake_sglang.core.agents import Agent, AgentTable
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.counters import Books
 from tokencake_sglang.core.forecast import Forecaster, make_forecaster
-from tokencake_sglang.core.graph_store import GraphStore
 from tokencake_sglang.core.hints import RequestHints
 from tokencake_sglang.core.plan import Action, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
 from tokencake_sglang.core.policy import make_policy
@@ -38,7 +37,6 @@ class Controller:
         self.policy = policy or make_policy(config)
         self.forecaster: Forecaster = make_forecaster(config)
         self.agents = AgentTable(config, self.forecaster)
-        self.graphs = GraphStore()
         self.runs = RunTable(self.forecaster)
         self.books = Books()
         self.counters, self.declined = self.books.counters, self.books.declined
@@ -71,7 +69,6 @@ class Controller:
         if identity.purpose == PREFILL:
             return self.mark_due(agent)
         agent.cache_ttl_s = hints.cache_ttl_s
-        self.runs.request_added(self.now, identity, rid, self.graphs.get(identity.graph_id))
         self._give_up_calls(agent)
         ended = agent.calls.end_all(self.now, ends_calls)
         self._learn(agent)
@@ -79,12 +76,10 @@ class Controller:
         if not agent.calls.open:
             self._settle_upload(agent, stall_ended=ended > 0)
             self._record_return(agent, "request")
+            self.runs.stall_ended(agent.key)
+        self.runs.request_added(self.now, agent.program, identity, rid)
         agent.returned_at = None
         self.mark_due(agent)
-
-    def request_finished(self, rid: str, output_tokens: int) -> None:
-        """A request has generated so many tokens; `request_ended` follows where it has an agent."""
-        self.runs.request_ended(self.now, rid, output_tokens)
 
     def request_ended(self, key: str, rid: str) -> None:
         """A request of this agent finished or was aborted."""
@@ -135,7 +130,10 @@ class Controller:
             return Reply(200, "ignored", f"Agent {agent.key!r} reports its calls itself.")
         if not inferred:
             agent.tells_calls = True
-            self.counters["stalls_finished"] += agent.calls.drop_inferred()
+            dropped = agent.calls.drop_inferred()
+            self.counters["stalls_finished"] += dropped
+            if dropped:
+                self.runs.stall_dropped(agent.key)
         reply = agent.calls.start(
             self.now, event.get("call_id"), event["kind"], event.get("estimated_duration_s"),
             tuple((stage["name"], stage["estimated_s"]) for stage in event.get("stages", ())), inferred,

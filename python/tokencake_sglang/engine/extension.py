@@ -118,7 +118,7 @@ class TokenCakeExtension(SchedulerExtension):
     def _on_request_finished(self, req: Any) -> None:
         if self.queue is not None:
             self.queue.request_ended(req)
-        self.controller.request_finished(req.rid, len(req.output_ids))
+        self.controller.runs.request_ended(self.controller.now, req.rid, len(req.output_ids))
 
     def _on_step(self) -> None:
         if self.measure is not None:
@@ -141,9 +141,9 @@ class TokenCakeExtension(SchedulerExtension):
         elif req.op == "actions":
             status, body = 200, {"outcomes": [self.actions.apply(action) for action in payload["actions"]]}
         elif req.op == "graph":
-            status, body = self.controller.graphs.post(payload)
+            status, body = self.controller.runs.graphs.post(payload)
         elif req.op == "show_graph":
-            status, body = self.controller.graphs.show(payload["graph_id"])
+            status, body = self.controller.runs.graphs.show(payload["graph_id"])
         elif req.op == "save":
             if self.history is not None:
                 self.history.flush()

@@ -28,7 +28,7 @@ def state_report(extension: TokenCakeExtension, max_agents: int, max_stalls: int
         "pool": asdict(extension.mover.measure_pool()),
         "queue": None if extension.queue is None else extension.queue.report(max_agents),
         "runs": controller.runs.reports(controller.now, max_agents),
-        "num_graphs": len(controller.graphs),
+        "num_graphs": len(controller.runs.graphs),
         "chunks_parked": extension.parking.parked,
         "counters": dict(controller.counters),
         "declined": dict(controller.declined),

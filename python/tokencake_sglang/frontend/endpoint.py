@@ -8,6 +8,7 @@ from typing import Any
 from tokencake_sglang.core.errors import GraphError
 from tokencake_sglang.frontend import derive as dry
 from tokencake_sglang.frontend.events import EventClient
+from tokencake_sglang.frontend.graph_upload import GraphUpload
 from tokencake_sglang.frontend.identity import AgentContext, check_id, current_app
 from tokencake_sglang.frontend.sglang_backend import RuntimeEndpoint, StreamExecutor, http_request
 from tokencake_sglang.frontend.tool import Stage
@@ -37,6 +38,7 @@ class Endpoint(RuntimeEndpoint):
             raise TypeError(f"Endpoint: prefill found {prefill!r}; allowed are True and False")
         self.prefill = prefill
         self.events = EventClient(base_url, api_key, self.verify)
+        self.graphs = GraphUpload(self.events)
 
     # Events. Each returns the server's answer, or None if it gave none; none of them raises.
 
@@ -98,7 +100,8 @@ class Endpoint(RuntimeEndpoint):
             raise GraphError("derive: a plain sgl.function was run; decorate it with @tc.agent to have it in the graph")
         super()._add_images(s, data)
         if not self.events.is_off:
-            data["tokencake"] = self.context_of(s).identity(self.app_id)
+            context = self.context_of(s)
+            data["tokencake"] = context.identity(self.app_id, self.graphs.id_of(context.app_id))
 
     def prefill_text(self, s: StreamExecutor, text: str) -> None:
         """Have the server compute the KV of a text that the state's next prompt starts with. Raises what fails."""

@@ -42,6 +42,10 @@ class EventClient:
         body = {key: value for key, value in event.items() if value is not None}
         return self._request(EVENTS_PATH, body)
 
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Post anything else to the control API; the answer as from `send`."""
+        return None if self.is_off else self._request(path, body)
+
     def state(self, agents: int | None = None) -> dict[str, Any] | None:
         """The server's TokenCake state, with at most `agents` agents; None from a server without TokenCake."""
         if self.is_off:

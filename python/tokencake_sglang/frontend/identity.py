@@ -11,6 +11,7 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 from tokencake_sglang.core.errors import MetadataError
+from tokencake_sglang.frontend.graph_upload import following
 
 MAX_ID_CHARS = 256
 _APP: ContextVar[str | None] = ContextVar("tokencake_app", default=None)
@@ -26,13 +27,18 @@ def check_id(field: str, value: Any) -> str:
 
 
 @contextmanager
-def app(app_id: str) -> Iterator[str]:
-    """Programs started inside this block belong to the application `app_id`, on whatever threads they run."""
-    token = _APP.set(check_id("app_id", app_id))
-    try:
-        yield app_id
-    finally:
-        _APP.reset(token)
+def app(app_id: str, graph: Any = None) -> Iterator[str]:
+    """Programs started inside this block belong to the application `app_id`, on whatever threads they run.
+
+    `graph` is the plan that they follow, which servers are told once. Raises GraphError if it is none.
+    """
+    check_id("app_id", app_id)
+    with following(app_id, graph):
+        token = _APP.set(app_id)
+        try:
+            yield app_id
+        finally:
+            _APP.reset(token)
 
 
 def current_app() -> str | None:
@@ -100,10 +106,11 @@ class AgentContext:
             child.variables.run(_AGENT.set, child)
         return child
 
-    def identity(self, default_app: str | None = None) -> dict[str, str]:
+    def identity(self, default_app: str | None = None, graph_id: str | None = None) -> dict[str, str]:
         """What a request of this state carries as its `tokencake` object."""
         fields = {
             "app_id": self.app_id or default_app or self.root_id,
+            "graph_id": graph_id,
             "node_id": self.node_id,
             "agent_type": self.agent_type,
             "agent_id": self.agent_id,

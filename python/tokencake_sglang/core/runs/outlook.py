@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 
 from tokencake_sglang.core.graph import CompiledGraph, Node
 from tokencake_sglang.core.graph_paths import tails_after
 from tokencake_sglang.core.runs.estimates import Estimates
+from tokencake_sglang.core.spatial.views import Structure
 
 REFRESH_S = 10.0  # estimates are looked at again after this long, if there was anything to learn
 LOOKED_THROUGH = 64  # nodes, for the calls that an agent makes next
@@ -26,7 +27,8 @@ class Outlook:
         after = tails_after(before)
         self.before = tuple(tuple(self.number[name] for name in before[node.name]) for node in self.nodes)
         self.after = tuple(tuple(self.number[name] for name in after[node.name]) for node in self.nodes)
-        self.remaining_depth = tuple(compiled.facts[node.name].remaining_depth for node in self.nodes)
+        self.structure = _structures(compiled, self.nodes)
+        self.is_waited_for = self._waited_for()
         self.calls_of: dict[str, list[int]] = {}  # the model calls of each agent
         for number, node in enumerate(self.nodes):
             if node.agent and node.calls_model:
@@ -77,7 +79,24 @@ class Outlook:
             self.once_s.append(call_s + tools[same])
         self.version += 1
 
+    def _waited_for(self) -> list[bool]:
+        """Whether a node has the objective latency, or one behind it has."""
+        found = [node.objective == "latency" for node in self.nodes]
+        for number in reversed(range(len(found))):
+            found[number] = found[number] or any(found[after] for after in self.after[number])
+        return found
+
     def _heads(self, numbers: Sequence[int]) -> list[int]:
         """Of an agent's calls, those that none of its calls leads to."""
         led_to = {following for number in numbers for following in self.following(number)}
         return [number for number in numbers if number not in led_to]
+
+
+def _structures(compiled: CompiledGraph, nodes: Sequence[Node]) -> tuple[Structure, ...]:
+    facts = [compiled.facts[node.name] for node in nodes]
+    alike = Counter((node.agent_type, fact.depth) for node, fact in zip(nodes, facts, strict=True))
+    return tuple(
+        Structure(
+            fact.depth, fact.depth_longest, fact.remaining_depth, compiled.depth, fact.in_degree, fact.out_degree,
+            1 / alike[node.agent_type, fact.depth], fact.critical)
+        for node, fact in zip(nodes, facts, strict=True))

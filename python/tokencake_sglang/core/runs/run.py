@@ -1,7 +1,8 @@
 """One run of a graph: which nodes have run, which run now, and how long the longest path behind each still is.
 
     left(n)  = seconds that node n itself still takes: of one run, times the runs that are expected of it
-    tail(n)  = the largest left(s) + tail(s) of the nodes s that wait for n; 0 where none does
+    tail(n)  = the largest left(s) + tail(s) of the nodes s that wait for n; 0 where none does. Nodes with the objective
+               throughput, with nothing of objective latency behind them, do not count: nobody waits for them
     path(n)  = left(n) + tail(n)
 
 A node is over when it has run as often as expected, or when one that waits for it has started (a branch that was not
@@ -41,8 +42,8 @@ class Step:
 
 
 class Run:
-    def __init__(self, program: str, outlook: Outlook) -> None:
-        self.program, self.outlook = program, outlook
+    def __init__(self, program: str, outlook: Outlook, began_at: float) -> None:
+        self.program, self.outlook, self.began_at = program, outlook, began_at
         count = len(outlook.nodes)
         self.done = [0] * count  # runs that have ended
         self.live = [0] * count  # runs under way, waiting requests included
@@ -69,14 +70,14 @@ class Run:
 
     def tail_of(self, node: int) -> float:
         """`tail` as the nodes behind it say now, also of a node that is over."""
-        return max((self.left[n] + self.tail[n] for n in self.outlook.after[node]), default=0.0)
+        waited_for = self.outlook.is_waited_for
+        return max((self.left[n] + self.tail[n] for n in self.outlook.after[node] if waited_for[n]), default=0.0)
 
     @property
     def longest_s(self) -> float:
-        """The longest path of the nodes that are not over."""
+        """The longest path of the nodes that are not over and that somebody waits for."""
         if self._longest is None:
-            paths = [self.left[n] + self.tail[n] for n in range(len(self.over)) if not self.over[n]]
-            self._longest = max(paths, default=0.0)
+            self._longest = max(map(self.path_s, self._on_the_way()), default=0.0)
         return self._longest
 
     def path_at(self, node: int, now: float) -> float:
@@ -86,7 +87,11 @@ class Run:
 
     def remaining_s(self, now: float) -> float:
         """The longest path from now on."""
-        return max((self.path_at(node, now) for node, is_over in enumerate(self.over) if not is_over), default=0.0)
+        return max((self.path_at(node, now) for node in self._on_the_way()), default=0.0)
+
+    def _on_the_way(self) -> list[int]:
+        waited_for = self.outlook.is_waited_for
+        return [node for node, is_over in enumerate(self.over) if not is_over and waited_for[node]]
 
     def report(self, now: float) -> dict[str, Any]:
         """For the live state. Left: neither over nor running."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from tokencake_sglang.core.forecast import Forecaster
 from tokencake_sglang.core.graph import CompiledGraph
+from tokencake_sglang.core.graph_store import GraphStore
 from tokencake_sglang.core.runs.estimates import Estimates
 from tokencake_sglang.core.runs.outlook import Outlook
 from tokencake_sglang.core.runs.run import Position, Run, Step
@@ -31,6 +32,7 @@ Key = tuple[str, str]  # program, graph
 
 class RunTable:
     def __init__(self, forecaster: Forecaster, most_runs: int = MOST_RUNS, most_nodes: int = MOST_NODES) -> None:
+        self.graphs = GraphStore()
         self.estimates = Estimates(forecaster)
         self._most_runs, self._most_nodes = most_runs, most_nodes
         self._runs: OrderedDict[Key, Run] = OrderedDict()  # the one that did nothing for longest first
@@ -45,16 +47,13 @@ class RunTable:
 
     # -- events ---------------------------------------------------------------------------------------------
 
-    def request_added(
-            self, now: float, identity: AgentIdentity, rid: str, graph: CompiledGraph | None) -> None:
-        """A request has joined the queue (again: nothing). `graph`: the plan that its `graph_id` names, if known."""
+    def request_added(self, now: float, program: str, identity: AgentIdentity, rid: str) -> None:
+        """A request has joined the queue (again: nothing). It is followed if its `graph_id` names a known plan."""
         self._expire(now)
-        if rid in self._by_rid:
+        graph = self.graphs.get(identity.graph_id)
+        if rid in self._by_rid or graph is None:
             return
-        self.stall_ended(identity.key)
-        if graph is None:
-            return
-        run = self._run_of(now, identity, graph)
+        run = self._run_of(now, program, identity, graph)
         step = self._step(now, run, identity, rid)
         run.steps[rid] = step
         self._by_rid[rid] = self._by_agent[identity.key] = run
@@ -111,6 +110,19 @@ class RunTable:
             run.end(node)
             position.at = node if position.at in run.outlook.before[node] else position.at
 
+    def stall_dropped(self, agent: str) -> None:
+        """The agent was taken to wait for a tool, and does not."""
+        run = self._by_agent.get(agent)
+        position = run.positions.get(agent) if run is not None else None
+        if position is None:
+            return
+        tools, position.tools = position.tools, []
+        for node in tools:
+            if run.outlook.nodes[node].calls_model:
+                position.tools.append(node)  # a call with its tool
+            else:
+                run.give_up(node)
+
     def agent_gone(self, now: float, agent: str) -> None:
         self.stall_ended(agent)
         run = self._by_agent.pop(agent, None)
@@ -131,8 +143,10 @@ class RunTable:
             return None
         step = run.steps[rid]
         if step.node is not None:
-            return Place(run.path_s(step.node), run.outlook.nodes[step.node].objective == "latency")
-        return Place(step.left_s + (0.0 if step.after is None else run.tail_of(step.after)), True)
+            is_urgent = run.outlook.nodes[step.node].objective == "latency"
+            return Place(run.path_s(step.node), is_urgent, run.outlook.structure[step.node], run.began_at)
+        behind_s = 0.0 if step.after is None else run.tail_of(step.after)
+        return Place(step.left_s + behind_s, True, run_began_at=run.began_at)
 
     def importance(self, agent: str) -> tuple[float, bool]:
         """Of an agent's KV, 0 to 10: the longest path from where it is, as a share of its run's; 0 where it is not
@@ -142,7 +156,7 @@ class RunTable:
         if position is None or position.at is None:
             return 0.0, False
         node = position.tools[0] if position.tools else position.at
-        near = run.outlook.remaining_depth[node] <= NEAR_DEPTH
+        near = run.outlook.structure[node].remaining_depth <= NEAR_DEPTH
         if run.outlook.nodes[node].objective != "latency" or not run.longest_s:
             return 0.0, near
         path_s = run.path_s(node) if run.live[node] else run.tail_of(node)
@@ -155,8 +169,8 @@ class RunTable:
 
     # -- inside ---------------------------------------------------------------------------------------------
 
-    def _run_of(self, now: float, identity: AgentIdentity, graph: CompiledGraph) -> Run:
-        key = (identity.program, identity.graph_id or "")
+    def _run_of(self, now: float, program: str, identity: AgentIdentity, graph: CompiledGraph) -> Run:
+        key = (program, identity.graph_id or "")
         run = self._runs.get(key)
         if run is not None and run.is_complete and not run.steps and identity.node_id not in run.unfolded:
             self._drop(key)
@@ -167,7 +181,7 @@ class RunTable:
                 outlook = self._outlooks[key[1]] = Outlook(key[1], graph)
             outlook.refresh(now, self.estimates)
             outlook.users += 1
-            run = self._runs[key] = Run(identity.program, outlook)
+            run = self._runs[key] = Run(program, outlook, now)
             self.nodes += len(outlook.nodes)
         run.outlook.refresh(now, self.estimates)
         run.follow_outlook()

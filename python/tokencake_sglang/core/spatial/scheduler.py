@@ -21,6 +21,7 @@ from tokencake_sglang.core.spatial.output_lengths import OutputLengths
 from tokencake_sglang.core.spatial.pace import Pace
 from tokencake_sglang.core.spatial.programs import AgentState, Program, ProgramTable
 from tokencake_sglang.core.spatial.shares import FairShares, cost
+from tokencake_sglang.core.spatial.urgency import urgency
 from tokencake_sglang.core.spatial.views import Demand, Place, Waiting
 
 INTERLEAVED = 64  # places of the queue that are shared out between pools; behind them pools follow one another
@@ -32,9 +33,8 @@ LONGEST_WAIT_S = 600.0  # that is told; a pace of a slow moment is no forecast f
 RANKS_LAST_S = 1.0  # seniority and paths are looked at again after this long
 SIBLINGS_SEEN = 256  # of a program, to find one that should have gone first
 
-Urgency = tuple[int, int, float]  # priority, whether nobody waits for it, path; all so that the smaller goes first
-Rank = tuple[int, int, Urgency, int]
-NO_PLACE: Urgency = (0, 0, 0.0)
+#: Whether by its program's age; that, its priority, its urgency (two), its own age, its id. The smaller goes first.
+Rank = tuple[int, int, int, int, float, int, str]
 
 
 @dataclass
@@ -46,7 +46,7 @@ class _Entry:
     runs: bool = False
     charged: float | None = None  # to its pool, at its admission
     new_tokens: int = 0
-    urgency: Urgency | None = None  # not looked up yet
+    rank: Rank | None = None  # in its program; None: not looked up yet
 
 
 class SpatialScheduler:
@@ -78,7 +78,7 @@ class SpatialScheduler:
         """It has joined the queue, or joined it again after a retraction."""
         entry = self._entries.get(waiting.rid)
         if entry is not None:
-            entry.runs, entry.urgency = False, None
+            entry.runs, entry.rank = False, None
             self._changed = True
             return
         self._number += 1
@@ -109,10 +109,11 @@ class SpatialScheduler:
         place = self.place(entry.waiting.rid)
         if place is None:
             return False
+        mine = entry.waiting.priority, place.is_urgent, place.path_s
         for rid in islice(entry.program.rids, SIBLINGS_SEEN):
             other = self._entries.get(rid)
             its = self.place(rid) if other is not None and not other.runs else None
-            if its is not None and (its.is_urgent, its.path_s) > (place.is_urgent, place.path_s):
+            if its is not None and (other.waiting.priority, its.is_urgent, its.path_s) > mine:
                 return True
         return False
 
@@ -163,22 +164,24 @@ class SpatialScheduler:
         renew = now - self._placed_at >= RANKS_LAST_S
         self._placed_at = now if renew else self._placed_at
         oldest = now - self.config.seniority_s
-        pools: dict[tuple[str, str], list[tuple[Rank, str]]] = {}
+        pools: dict[tuple[str, str], list[Rank]] = {}
         unknown = []
         for rid in rids:
             entry = self._entries.get(rid)
             if entry is None:
                 unknown.append(rid)
                 continue
-            if renew or entry.urgency is None:
-                entry.urgency = self._urgency(entry)
-            pools.setdefault(entry.waiting.pool, []).append((self._rank(entry, oldest), rid))
+            if renew or entry.rank is None:
+                entry.rank = self._rank(now, entry)
+            is_old = entry.program.arrived_at < oldest
+            rank = (0, 0, 0, 0, 0.0, entry.number, rid) if is_old else entry.rank
+            pools.setdefault(entry.waiting.pool, []).append(rank)
         for ranked in pools.values():
             ranked.sort()
         self.shares.update(pools)
         self._turns = len(pools) > 1
         self._waiting_orders = sorted(self._entries[rid].program.order for rid in rids if rid in self._entries)
-        return self._interleaved({pool: [rid for _, rid in ranked] for pool, ranked in pools.items()}) + unknown
+        return self._interleaved({pool: [rank[-1] for rank in ranked] for pool, ranked in pools.items()}) + unknown
 
     def waits(self, program: Program) -> int:
         """How many of its requests wait."""
@@ -237,15 +240,10 @@ class SpatialScheduler:
 
     # -- inside ---------------------------------------------------------------------------------------------
 
-    def _rank(self, entry: _Entry, oldest: float) -> Rank:
-        if entry.program.arrived_at < oldest:
-            return 0, 0, NO_PLACE, entry.number
-        return 1, entry.program.order, entry.urgency or NO_PLACE, entry.number
-
-    def _urgency(self, entry: _Entry) -> Urgency:
-        place = self.place(entry.waiting.rid) if self.config.priority != "none" else None
-        goes_by_path = (0, 0.0) if place is None else (int(not place.is_urgent), -place.path_s)
-        return -entry.waiting.priority, *goes_by_path
+    def _rank(self, now: float, entry: _Entry) -> Rank:
+        waiting = entry.waiting
+        slow, path = urgency(self.config.priority, now, waiting, entry.joined_at, self.place(waiting.rid))
+        return 1, entry.program.order, -waiting.priority, slow, path, entry.number, waiting.rid
 
     def _interleaved(self, pools: dict[tuple[str, str], list[str]]) -> list[str]:
         if len(pools) == 1:

@@ -41,9 +41,25 @@ class Demand:
     running: bool
 
 
+class Structure(NamedTuple):
+    """Where a node stands in its graph. Depths count nodes from an entry, by the shortest and by the longest way, and
+    to an end, this one included; `similarity` is 1 / nodes of its type at its depth."""
+
+    depth: int = 0
+    depth_longest: int = 0
+    remaining_depth: int = 0
+    max_depth: int = 0
+    in_degree: int = 0
+    out_degree: int = 0
+    similarity: float = 1.0
+    is_critical: bool = False  # on the longest path by the figures of the graph
+
+
 class Place(NamedTuple):
     """Of a request in the run of its program's graph: the longest path from it to the end, in seconds, and whether
     somebody waits for it (an objective "throughput" says that nobody does)."""
 
     path_s: float
     is_urgent: bool
+    structure: Structure = Structure()
+    run_began_at: float = 0.0
