@@ -94,14 +94,15 @@ class Agent:
         return {"x-session-id": self.agent_id}
 
     @contextmanager
-    def tool(self, kind: str = "tool", estimate: float | None = None, *, call_id: str | None = None,
-             stages: Stages = ()) -> Iterator[ToolCall]:
-        """The agent waits for a tool as long as the block lasts. `estimate` and each stage's second part are seconds.
+    def tool(self, kind: str = "tool", estimate: float | None = None, *, p90: float | None = None,
+             call_id: str | None = None, stages: Stages = ()) -> Iterator[ToolCall]:
+        """The agent waits for a tool as long as the block lasts. `estimate` (the median), `p90` (nine of ten calls are
+        over by then) and each stage's second part are seconds.
 
         The outcome is "ok", "error" after an exception, "cancelled" after one that is no error, as KeyboardInterrupt.
         """
         call = ToolCall(self, call_id or uuid.uuid4().hex)
-        call.report("stall_started", kind=kind, estimated_duration_s=estimate,
+        call.report("stall_started", kind=kind, estimated_duration_s=estimate, estimated_p90_s=p90,
                     stages=[{"name": name, "estimated_s": seconds} for name, seconds in stages] or None)
         outcome = "ok"
         try:
@@ -211,10 +212,10 @@ class AsyncAgent(Agent):
     resume_in = _in_thread(Agent.resume_in)
 
     @asynccontextmanager
-    async def tool(self, kind: str = "tool", estimate: float | None = None, *, call_id: str | None = None,
-                   stages: Stages = ()) -> AsyncIterator[ToolCall]:
+    async def tool(self, kind: str = "tool", estimate: float | None = None, *, p90: float | None = None,
+                   call_id: str | None = None, stages: Stages = ()) -> AsyncIterator[ToolCall]:
         """As Agent.tool. `stage_done` of the call is to be called in a thread."""
-        block = Agent.tool(self, kind, estimate, call_id=call_id, stages=stages)
+        block = Agent.tool(self, kind, estimate, p90=p90, call_id=call_id, stages=stages)
         call = await asyncio.to_thread(block.__enter__)
         try:
             yield call

@@ -167,3 +167,15 @@ def test_the_example_for_any_stack_runs_against_the_server(server):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("then Three pages") == 2 and "finished" in done.stdout
     assert "researcher-1" not in {one["agent"] for one in state(server)["agents"]}
+
+
+def test_the_server_describes_our_routes_beside_sglangs_own(server):
+    paths = json.loads(server.get("/openapi.json")[1])["paths"]
+    ours = {path: set(methods) for path, methods in paths.items() if path.startswith("/v1/tokencake")}
+    assert ours == {
+        "/v1/tokencake/events": {"post"}, "/v1/tokencake/actions": {"post"}, "/v1/tokencake/state": {"get"},
+        "/v1/tokencake/graphs": {"post"}, "/v1/tokencake/graphs/{graph_id}": {"get"}}
+    assert {"/generate", "/v1/chat/completions"} <= set(paths)
+    for path in ("/v1/tokencake/events", "/v1/tokencake/actions"):
+        for example in paths[path]["post"]["requestBody"]["content"]["application/json"]["examples"].values():
+            assert server.post(path, example["value"])[0] in (200, 404)

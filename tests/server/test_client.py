@@ -86,12 +86,13 @@ def test_an_agent_is_named_in_the_body_or_by_a_header(client):
 
 def test_a_tool_is_a_stall_as_long_as_its_block_lasts(client, scheduler):
     agent = client.agent("a")
-    with agent.tool("search", estimate=2.5, stages=[("network", 2.0), ("rank", 0.5)]) as call:
+    with agent.tool("search", estimate=2.5, p90=9.0, stages=[("network", 2.0), ("rank", 0.5)]) as call:
         assert agent.state()["state"] == "stalled"
         call.stage_done("network")
     assert agent.state()["state"] == "idle"
     (started,), (finished,) = scheduler.named("stall_started"), scheduler.named("stall_finished")
     assert (started["kind"], started["estimated_duration_s"], len(started["stages"])) == ("search", 2.5, 2)
+    assert started["estimated_p90_s"] == 9.0
     assert (finished["call_id"], finished["outcome"]) == (started["call_id"], "ok")
     assert scheduler.named("stage_finished")[0]["stage"] == "network"
 

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 
 from tokencake_sglang.core.errors import MetadataError
 from tokencake_sglang.server.actions import Asked, parse_envelope
+from tokencake_sglang.server.openapi import ACTIONS_ROUTE
 from tokencake_sglang.server.routes import DISABLED, PREFIX, Gateway, answer, read_body, refusal
 from tokencake_sglang.server.schema import decode_object
 
@@ -18,7 +19,7 @@ def build_action_router(gateway: Gateway | None) -> APIRouter:
     """The route, which asks `gateway`; None means TokenCake is off and it answers 503."""
     router = APIRouter(prefix=PREFIX, tags=["tokencake"])
 
-    @router.post("/actions")
+    @router.post("/actions", **ACTIONS_ROUTE)
     async def actions(request: Request) -> JSONResponse:
         """Ask to keep an agent's KV, to move it, or say how long its tool takes."""
         if gateway is None:

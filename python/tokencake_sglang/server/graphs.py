@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 
 from tokencake_sglang.core.errors import GraphError, MetadataError
 from tokencake_sglang.core.graph_json import parse_graph, to_json
+from tokencake_sglang.server.openapi import GRAPH_ROUTE, GRAPHS_ROUTE
 from tokencake_sglang.server.routes import DISABLED, PREFIX, Gateway, answer, read_body, refusal
 from tokencake_sglang.server.schema import decode_object
 
@@ -21,7 +22,7 @@ def build_graph_router(gateway: Gateway | None) -> APIRouter:
     """Routes that ask `gateway`; None means TokenCake is off and every route answers 503."""
     router = APIRouter(prefix=PREFIX, tags=["tokencake"])
 
-    @router.post("/graphs")
+    @router.post("/graphs", **GRAPHS_ROUTE)
     async def graphs(request: Request) -> JSONResponse:
         """Tell the server the graph that runs of an application follow."""
         if gateway is None:
@@ -37,12 +38,12 @@ def build_graph_router(gateway: Gateway | None) -> APIRouter:
             return refusal(400, "schema", "the client left before the body was complete. Send the graph again.")
         return answer(*await gateway.call("graph", graph))
 
-    @router.get("/graphs/{graph_id}")
-    async def graph(graph_id: str) -> JSONResponse:
+    @router.get("/graphs/{graph_id}", **GRAPH_ROUTE)
+    async def graph(request: Request) -> JSONResponse:
         """The plan of that id, with its critical path and the facts of each node."""
         if gateway is None:
             return refusal(503, "disabled", DISABLED)
-        return answer(*await gateway.call("show_graph", {"graph_id": graph_id}))
+        return answer(*await gateway.call("show_graph", {"graph_id": request.path_params["graph_id"]}))
 
     return router
 

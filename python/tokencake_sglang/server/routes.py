@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from tokencake_sglang.core.errors import MetadataError
+from tokencake_sglang.server.openapi import EVENTS_ROUTE, state_route
 from tokencake_sglang.server.schema import MAX_EVENT_BYTES, decode_object, parse_event
 
 PREFIX = "/v1/tokencake"
@@ -38,7 +39,7 @@ def build_router(gateway: Gateway | None, reports: Mapping[str, Callable[[], Any
     process adds to the state, by name."""
     router = APIRouter(prefix=PREFIX, tags=["tokencake"])
 
-    @router.post("/events")
+    @router.post("/events", **EVENTS_ROUTE)
     async def events(request: Request) -> JSONResponse:
         """Tell the server that an agent waits for a tool, goes on, or has ended."""
         if gateway is None:
@@ -51,7 +52,7 @@ def build_router(gateway: Gateway | None, reports: Mapping[str, Callable[[], Any
             return refusal(400, "schema", "the client left before the body was complete. Send the event again.")
         return answer(*await gateway.call("event", event))
 
-    @router.get("/state")
+    @router.get("/state", **state_route((DEFAULT_AGENTS, MAX_AGENTS), (DEFAULT_STALLS, MAX_STALLS)))
     async def state(request: Request) -> JSONResponse:
         """Agents, owned tokens, moves in flight, counters, ended stalls; `agents` and `stalls` limit the two lists."""
         if gateway is None:
