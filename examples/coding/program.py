@@ -11,7 +11,7 @@ import sglang as sgl
 import tokencake_sglang as tc
 from coding import prompts
 from coding.tasks import Function, Task, one_of, task, wanted
-from coding.tools import Tools, make_tools, workspace
+from coding.tools import Tools, failed, make_tools, passed, workspace
 from common.apps import AppContext
 
 MAX_REVISIONS = 3
@@ -31,7 +31,7 @@ def plan_schema(job: Task) -> str:
     return json.dumps({"type": "object", "properties": properties, "required": list(properties)})
 
 
-@tc.agent(type="architect")
+@tc.agent(type="architect", role="plans the library")
 def architect(s: Any, ctx: AppContext, job: Task, tools: Tools) -> str:
     s += sgl.system(prompts.ARCHITECT)
     s += sgl.user(f"Wanted: {job.title}, with these functions:\n{wanted(job)}")
@@ -43,7 +43,7 @@ def architect(s: Any, ctx: AppContext, job: Task, tools: Tools) -> str:
     return f"Plan: {plan}\nNotes: {notes}"
 
 
-@tc.agent(type="programmer")
+@tc.agent(type="programmer", role="writes one function", objective="throughput")
 def programmer(s: Any, ctx: AppContext, job: Task, design: str, function: Function, tools: Tools) -> str:
     name = f"programmer-{function.name}"
     s += sgl.system(prompts.PROGRAMMER)
@@ -59,7 +59,7 @@ def programmer(s: Any, ctx: AppContext, job: Task, design: str, function: Functi
     return body
 
 
-@tc.agent(type="reviewer")
+@tc.agent(type="reviewer", role="judges the code from two sides")
 def reviewer(s: Any, ctx: AppContext, job: Task, tools: Tools) -> str:
     s += sgl.system(prompts.REVIEWER)
     s += sgl.user(f"The library: {job.title}\n{wanted(job)}")
@@ -71,6 +71,7 @@ def reviewer(s: Any, ctx: AppContext, job: Task, tools: Tools) -> str:
         view += sgl.user(ask)
         view += sgl.assistant(sgl.gen(f"{label}_review", max_tokens=120 if ctx.free else 24, ignore_eos=not ctx.free))
         view += sgl.user("Verdict:")
+    tc.barrier(views)  # nobody judges before both have said what they saw
     verdicts = []
     for view, (label, _) in zip(views, REVIEW_VIEWS, strict=True):
         ctx.note(view, f"reviewer-{label}", f"{label}_review")
@@ -84,7 +85,7 @@ REVIEW_VIEWS = (("meaning", "Does the code do what the descriptions say?"),
                 ("style", "Is the code written as the rules want it?"))
 
 
-@tc.agent(type="tester")
+@tc.agent(type="tester", role="runs the tests")
 def tester(s: Any, ctx: AppContext, job: Task, tools: Tools) -> str:
     s += sgl.system(prompts.TESTER)
     s += sgl.user(f"The library: {job.title}\n{wanted(job)}\nThe tests are written. Run them.")
@@ -98,16 +99,20 @@ def tester(s: Any, ctx: AppContext, job: Task, tools: Tools) -> str:
     return output
 
 
-@tc.agent(type="revisor")
+@tc.agent(type="revisor", role="mends what fails")
 def revisor(s: Any, ctx: AppContext, job: Task, review: str, bodies: dict[str, str], output: str,
             tools: Tools) -> tuple[bool, int]:
     tried = {f.name: [bodies[f.name]] for f in job.functions}
     s += sgl.system(prompts.REVISOR)
     s += sgl.user(f"The library: {job.title}\n{wanted(job)}\nReview: {review}\nThe tests printed:\n{output}")
+
+    def is_done() -> bool:
+        return passed(output)
+
     attempt = 0
-    while not output.startswith("PASSED") and attempt < MAX_REVISIONS:
+    for _ in tc.loop(0 if is_done() else MAX_REVISIONS, until=is_done):
         attempt += 1
-        for f in (f for f in job.functions if failed(f, output) and has_more(f, tried[f.name], ctx.free)):
+        for f in (f for f in job.functions if failed(f.name, output) and has_more(f, tried[f.name], ctx.free)):
             s += sgl.user(f"Another body for {f.signature}")
             body = ctx.write(s, "revisor", f"{f.name}_{attempt}", 96, **body_constraint(f, tried[f.name], ctx.free))
             tried[f.name].append(body)
@@ -116,12 +121,7 @@ def revisor(s: Any, ctx: AppContext, job: Task, review: str, bodies: dict[str, s
         output = ctx.use(s, "revisor", tools.run_tests, {"attempt": attempt}, f"tests{attempt}")
         s += sgl.user(f"The tests printed:\n{output}")
     ctx.doing("revisor", "")
-    return output.startswith("PASSED"), attempt
-
-
-def failed(function: Function, output: str) -> bool:
-    """Whether pytest's output names this function's test file among the failures; all count when it names none."""
-    return f"test_{function.name}.py" in output or "test_" not in output
+    return is_done(), attempt
 
 
 def has_more(function: Function, tried: list[str], free: bool) -> bool:
@@ -136,11 +136,11 @@ def make_app(delay_s: float, seed: int) -> Callable[[AppContext, int], str]:
             tools = make_tools(space, delay_s)
             design = ctx.run(architect, job=job, tools=tools)
             rows = [{"job": job, "design": design, "function": f, "tools": tools} for f in job.functions]
-            written = ctx.run_all(programmer, rows)
+            written = ctx.map(programmer, rows)
             bodies = {f.name: body for f, body in zip(job.functions, written, strict=True)}
             review = ctx.run(reviewer, job=job, tools=tools)
             output = ctx.run(tester, job=job, tools=tools)
-            passed, attempts = ctx.run(revisor, job=job, review=review, bodies=bodies, output=output, tools=tools)
-        return f"{job.title}: {'tests pass' if passed else 'tests still fail'} after {attempts} revision(s)"
+            is_mended, attempts = ctx.run(revisor, job=job, review=review, bodies=bodies, output=output, tools=tools)
+        return f"{job.title}: {'tests pass' if is_mended else 'tests still fail'} after {attempts} revision(s)"
 
     return app

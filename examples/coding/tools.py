@@ -84,6 +84,16 @@ def workspace() -> Iterator[Workspace]:
         yield Workspace(Path(folder))
 
 
+def passed(output: str) -> bool:
+    """Whether the tests of `run_tests` have all passed."""
+    return output.startswith("PASSED")
+
+
+def failed(name: str, output: str) -> bool:
+    """Whether pytest's output names this function's test file among the failures; all count when it names none."""
+    return f"test_{name}.py" in output or "test_" not in output
+
+
 def last_lines(text: str, count: int) -> str:
     return "\n".join(text.strip().splitlines()[-count:])
 

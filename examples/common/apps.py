@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -84,10 +84,15 @@ class AppContext:
             self.result.outputs[f"{agent}/{name}"] = text
         return text
 
-    def use(self, s: Any, agent: str, tool: tc.Tool, args: dict[str, Any], name: str) -> str:
-        """Call a tool from the agent's program; returns its answer, or one line that says how it failed."""
+    def use(self, s: Any, agent: str, tool: tc.Tool, args: dict[str, Any], name: str, then: Any = None) -> str:
+        """Call a tool from the agent's program; returns its answer, or one line that says how it failed.
+
+        `then` is what the conversation goes on with: known while the tool runs, but for the `tc.value(name)` in it.
+        """
         self.doing(agent, f"tool {tool.name}")
         s += tc.call(tool, args, name=name)
+        if then is not None:
+            s += then
         try:
             answer = str(s[name])
         except tc.ToolError as error:
@@ -99,19 +104,12 @@ class AppContext:
 
     def run(self, program: Any, **arguments: Any) -> Any:
         """Run one agent to its end and return what its function returned; raises its error."""
-        state = program.run(ctx=self, **arguments, backend=self.endpoint, temperature=0)
-        return self._finished(state)
+        (value,) = self.map(program, [arguments])
+        return value
 
-    def run_all(self, program: Any, batch: list[dict[str, Any]]) -> list[Any]:
-        """Run one agent per entry of `batch`, all at once; answers in the order of `batch`."""
-        rows = [{"ctx": self, **row} for row in batch]
-        states = program.run_batch(rows, backend=self.endpoint, temperature=0, num_threads=len(rows))
-        return [self._finished(state) for state in states]
-
-    def _finished(self, state: Any) -> Any:
-        if state.error() is not None:
-            raise state.error()
-        return state.ret_value
+    def map(self, program: Any, rows: Sequence[dict[str, Any]]) -> list[Any]:
+        """Run one agent per row, all at once; what their functions return, in the order of the rows."""
+        return program.bind(ctx=self).map(rows, backend=self.endpoint, temperature=0)
 
     def _record(self, s: Any, agent: str, name: str, text: str) -> None:
         meta = s.get_meta_info(name) or {}
@@ -126,18 +124,18 @@ class AppContext:
 
 
 def run_apps(title: str, url: str, app: Callable[[AppContext, int], str], count: int, concurrency: int,
-             free: bool) -> list[AppResult]:
+             free: bool, prefill: bool = False) -> list[AppResult]:
     """Run `count` applications, at most `concurrency` at a time, in order of their number. A failed application is
     recorded with its error and does not stop the others."""
     with Board(title, count) as board, ThreadPoolExecutor(concurrency) as pool:
-        return list(pool.map(lambda number: _run_one(title, url, app, number, board, free), range(count)))
+        return list(pool.map(lambda number: _run_one(title, url, app, number, board, free, prefill), range(count)))
 
 
 def _run_one(title: str, url: str, app: Callable[[AppContext, int], str], number: int, board: Board,
-             free: bool) -> AppResult:
+             free: bool, prefill: bool) -> AppResult:
     name = f"{title}-{number}"
     begin = time.monotonic()
-    ctx = AppContext(name, tc.Endpoint(url, app_id=name), board, free)
+    ctx = AppContext(name, tc.Endpoint(url, app_id=name, prefill=prefill), board, free)
     try:
         ctx.result.note = app(ctx, number)
     except Exception as error:  # noqa: BLE001 - one application's failure is a result, shown and counted

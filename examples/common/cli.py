@@ -40,6 +40,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
                         help="mean seconds added to each tool call, standing for a remote service (0: none)")
     parser.add_argument("--free", action="store_true",
                         help="let the model write freely (JSON schemas only); for real weights")
+    parser.add_argument("--prefill", action="store_true",
+                        help="send what is known of the next prompt while a tool runs (partial prefill)")
     parser.add_argument("--out", type=Path, help="write the results to this JSON file")
 
 
@@ -66,7 +68,7 @@ def measure_run(title: str, url: str, app: Callable[[AppContext, int], str],
     """Run the applications once; returns their results and the column of the table."""
     before, moves_before = server_counters(url), tokencake_counters(url)
     begin = time.monotonic()
-    results = run_apps(title, url, app, args.apps, args.concurrency, args.free)
+    results = run_apps(title, url, app, args.apps, args.concurrency, args.free, args.prefill)
     wall_s = time.monotonic() - begin
     column = summary(results, wall_s, difference(server_counters(url), before),
                      difference(tokencake_counters(url), moves_before))

@@ -21,7 +21,8 @@ MAX_ROUNDS = 2
 
 def make_search(index: SearchIndex, delay_s: float) -> tc.Tool:
     """The search tool: a real query on the index after a pause of about `delay_s` seconds for the remote engine."""
-    @tc.tool(name="search", kind="search", stages=[tc.Stage("network", delay_s), tc.Stage("query", 0.02)])
+    @tc.tool(kind="search", stages=[tc.Stage("network", delay_s), tc.Stage("query", 0.02)], hint="steady",
+             timeout=60 + 10 * delay_s)
     def search(query: str) -> str:
         pause(delay_s, query)
         hits = index.search(query)
@@ -63,7 +64,7 @@ def parsed(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-@tc.agent(type="planner")
+@tc.agent(type="planner", role="splits the question into aspects")
 def planner(s: Any, ctx: AppContext, subject: Question, count: int) -> list[str]:
     s += sgl.system(prompts.PLANNER)
     s += sgl.user(f"Question: {subject.text}\nAspects to choose from: {'; '.join(subject.aspects)}\n"
@@ -75,18 +76,18 @@ def planner(s: Any, ctx: AppContext, subject: Question, count: int) -> list[str]
     return [ordered[i % len(ordered)] for i in range(count)]
 
 
-@tc.agent(type="searcher")
+@tc.agent(type="searcher", role="answers one aspect from the index", objective="throughput")
 def searcher(s: Any, ctx: AppContext, name: str, subject: Question, aspect: str, known: str, search: tc.Tool) -> str:
     s += sgl.system(prompts.SEARCHER)
     s += sgl.user(f"Question: {subject.text}\nYour aspect: {aspect}\nWords: {', '.join(subject.words)}\n"
                   f"Searches you may make: {SEARCHES_PER_AGENT}\nKnown already:\n{known or 'nothing'}")
     left = words_for(subject, aspect, later=bool(known))
-    for number in range(SEARCHES_PER_AGENT):
+    for number in tc.loop(SEARCHES_PER_AGENT):
         text = ctx.write(s, name, f"query{number}", 64, json_schema=search_schema(left, ctx.free))
         asked = [str(w) for w in parsed(text).get("words", [])] or [aspect]
         left = [w for w in left if w not in asked] or left
-        found = ctx.use(s, name, search, {"query": " ".join(asked)}, f"found{number}")
-        s += sgl.user(f"Search results:\n{found}")
+        ctx.use(s, name, search, {"query": " ".join(asked)}, f"found{number}",
+                then=sgl.user("Search results:\n" + tc.value(f"found{number}")))
     s += sgl.user("Write the summary of your aspect now.")
     summary = ctx.write(s, name, "summary", 320 if ctx.free else 32)
     ctx.doing(name, "")
@@ -99,17 +100,17 @@ def words_for(subject: Question, aspect: str, later: bool) -> list[str]:
     return list(subject.words[turn:] + subject.words[:turn])[:6]
 
 
-@tc.agent(type="reflector")
-def reflector(s: Any, ctx: AppContext, subject: Question, summaries: str, last_round: bool) -> str:
+@tc.agent(type="reflector", role="says what is missing")
+def reflector(s: Any, ctx: AppContext, subject: Question, summaries: str, number: int) -> str:
     s += sgl.system(prompts.REFLECTOR)
     s += sgl.user(f"Question: {subject.text}\nAspects: {'; '.join(subject.aspects)}\n\nSummaries:\n{summaries}")
-    text = ctx.write(s, "reflector", f"verdict{int(last_round)}", 64, json_schema=reflect_schema(subject))
+    text = ctx.write(s, "reflector", f"verdict{number}", 64, json_schema=reflect_schema(subject))
     ctx.doing("reflector", "")
     answer = parsed(text)
-    return "" if last_round or answer.get("enough", True) else str(answer.get("missing", ""))
+    return "" if answer.get("enough", True) else str(answer.get("missing", ""))
 
 
-@tc.agent(type="writer")
+@tc.agent(type="writer", role="writes the report")
 def writer(s: Any, ctx: AppContext, subject: Question, summaries: str) -> str:
     s += sgl.system(prompts.WRITER)
     s += sgl.user(f"Question: {subject.text}\n\nSummaries:\n{summaries}\n\nWrite the report.")
@@ -118,27 +119,31 @@ def writer(s: Any, ctx: AppContext, subject: Question, summaries: str) -> str:
     return report
 
 
-def make_app(index: SearchIndex, searchers: int, delay_s: float, seed: int) -> Callable[[AppContext, int], str]:
-    """One application answers one question; returns a one-line note for the progress display."""
+def make_app(index: SearchIndex, searchers: int, delay_s: float, seed: int,
+             expected_rounds: float | None = None) -> Callable[[AppContext, int], str]:
+    """One application answers one question; returns a one-line note for the progress display.
+
+    `expected_rounds` is for a derived graph; without it, that has the rounds of the sample of what the reflector says.
+    """
     search = make_search(index, delay_s)
 
     def app(ctx: AppContext, number: int) -> str:
-        subject = question(seed, number)
+        subject, notes = question(seed, number), []
         aspects = ctx.run(planner, subject=subject, count=searchers)
-        notes: list[str] = []
-        rounds = 0
-        while aspects:
-            rounds += 1
-            batch = [{"name": f"searcher{rounds}.{i}", "subject": subject, "aspect": aspect, "known": "\n".join(notes),
-                      "search": search}
-                     for i, aspect in enumerate(aspects)]
-            found = ctx.run_all(searcher, batch)
+
+        def is_enough() -> bool:
+            return not aspects
+
+        for turn in tc.loop(MAX_ROUNDS, until=is_enough, expected=expected_rounds):
+            rows = [{"name": f"searcher{turn + 1}.{i}", "subject": subject, "aspect": aspect,
+                     "known": "\n".join(notes), "search": search} for i, aspect in enumerate(aspects)]
+            found = ctx.map(searcher, rows)
             notes += [f"- {aspect}: {summary}" for aspect, summary in zip(aspects, found, strict=True)]
-            missing = ctx.run(reflector, subject=subject, summaries="\n".join(notes), last_round=rounds == MAX_ROUNDS)
-            aspects = [missing] if missing in subject.aspects else []
+            missing = ctx.run(reflector, subject=subject, summaries="\n".join(notes), number=turn)
+            aspects = [aspect for aspect in subject.aspects if aspect == missing]
         report = ctx.run(writer, subject=subject, summaries="\n".join(notes))
         if ctx.free:
             ctx.result.outputs["report"] = report
-        return f"{rounds} round(s), {len(notes)} summaries, report of {len(report)} characters"
+        return f"{turn + 1} round(s), {len(notes)} summaries, report of {len(report)} characters"
 
     return app

@@ -21,6 +21,7 @@ class HttpPeer:
         self.headers: list[dict[str, str]] = []
         self.known_agents: set[str] = set()
         self.fail_generate_with: int | None = None
+        self.prefill_gate: threading.Event | None = None  # what answers that generate nothing wait for
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"peer": self}))
         self._server.daemon_threads = True
@@ -108,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(body.get("text"), list):
             self._answer(200, [self._scored(text) for text in body["text"]])
         elif body["sampling_params"].get("max_new_tokens") == 0:
+            if self.peer.prefill_gate is not None:
+                self.peer.prefill_gate.wait(30)
             self._answer(200, self._scored(body["text"]) | {"text": ""})
         elif body.get("stream"):
             self._stream(f"word{number} word{number}")

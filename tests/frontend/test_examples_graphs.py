@@ -19,6 +19,7 @@ from common.progress import Board  # noqa: E402
 from deep_research import program as research  # noqa: E402
 
 DELAY_S = 1.5
+REVISED = {"tester.tests": "FAILED", "tests1": "PASSED", "programmer.body": "return 0"}
 
 
 def context():
@@ -51,6 +52,28 @@ def test_deep_research_in_one_round_is_the_declared_graph():
     assert derived.compile().critical_path[:2] == ("planner.plan", "searcher[1].query0")
 
 
+def test_a_graph_with_expected_rounds_has_one_round_with_that_count():
+    app = research.make_app(None, 3, DELAY_S, 1, expected_rounds=1.25)
+    derived, search = tc.derive(app, SEARCHED, ctx=context(), number=0), research.make_search(None, DELAY_S)
+    declared = declared_research(search)
+    assert derived != declared
+    inner = [n.name for n in declared.value().nodes if n.agent in ("searcher", "reflector")]
+    declared.loop(inner, expected=1.25)
+    assert derived == declared
+
+
+def test_the_examples_say_what_their_agents_are_for():
+    graph = tc.derive(coding.make_app(DELAY_S, 1), REVISED, ctx=context(), number=0)
+    of = {node.agent: (node.role, node.objective) for node in graph.value().nodes if node.agent}
+    assert of["programmer"] == ("writes one function", "throughput")
+    assert all(role and objective in ("latency", "throughput") for role, objective in of.values())
+
+
+def test_each_program_is_shorter_than_150_lines():
+    for program in (research, coding):
+        assert len(Path(program.__file__).read_text().splitlines()) < 150
+
+
 def test_a_sample_that_asks_for_a_second_round_has_it_in_its_graph():
     subject = research.question(1, 0)
     again = SEARCHED | {"verdict0": json.dumps({"enough": False, "missing": subject.aspects[3]}), "verdict1": "{}"}
@@ -74,9 +97,10 @@ def declared_coding(job, tools):
     programming = graph.chain(
         step(graph, coding.programmer, "body", 96), step(graph, coding.programmer, "written", tool=tools.write_file),
         step(graph, coding.programmer, "checked", tool=tools.check_file), step(graph, coding.programmer, "note", 16))
-    views = [graph.chain(step(graph, coding.reviewer, f"{number}.{view}_review", 24),
-                         step(graph, coding.reviewer, f"{number}.{view}_verdict", 1))
-             for number, view in enumerate(("meaning", "style"))]
+    views = list(enumerate(("meaning", "style")))
+    seen = [step(graph, coding.reviewer, f"{number}.{view}_review", 24) for number, view in views]
+    judged = [step(graph, coding.reviewer, f"{number}.{view}_verdict", 1) for number, view in views]
+    reviewing = graph.chain(graph.barrier(*seen, name="reviewer.barrier"), judged)
     testing = graph.chain(*(step(graph, coding.tester, f"test_{name}", tool=tools.write_file) for name in names),
                           step(graph, coding.tester, "tests", tool=tools.run_tests),
                           step(graph, coding.tester, "finding", 48))
@@ -85,11 +109,11 @@ def declared_coding(job, tools):
                       step(graph, coding.revisor, f"{name}_1_written", tool=tools.write_file)) for name in names),
         step(graph, coding.revisor, "tests1", tool=tools.run_tests))
     graph.chain(design, graph.map(programming, len(names)),
-                step(graph, coding.reviewer, "sources", tool=tools.read_files), views, testing, revising)
+                step(graph, coding.reviewer, "sources", tool=tools.read_files), seen)
+    graph.chain(reviewing, testing, revising)
     return graph
 
 
 def test_coding_with_one_revision_is_the_declared_graph():
-    answers = {"tester.tests": "FAILED", "tests1": "PASSED", "programmer.body": "return 0"}
-    derived = tc.derive(coding.make_app(DELAY_S, 1), answers, ctx=context(), number=0)
+    derived = tc.derive(coding.make_app(DELAY_S, 1), REVISED, ctx=context(), number=0)
     assert derived == declared_coding(task(1, 0), coding.make_tools(None, DELAY_S))

@@ -8,6 +8,7 @@ import pytest
 import sglang as sgl
 
 import tokencake_sglang as tc
+from tokencake_sglang.frontend import prefill as module
 
 
 def prefills(peer):
@@ -49,6 +50,25 @@ def test_the_constant_text_up_to_the_first_use_of_the_result_is_sent_while_the_t
     assert steps(peer)[1].startswith(body["text"] + "hit")
     order = [body.get("event") or body["tokencake"].get("purpose", "step") for path, body in peer.requests if body]
     assert sorted(order[1:3]) == ["prefill", "stall_started"] and order[3:5] == ["stall_finished", "step"]
+
+
+def test_a_text_that_ends_with_the_use_of_the_result_is_sent_at_once_and_an_open_one_when_nothing_follows(
+    peer, endpoint, hold, monkeypatch
+):
+    monkeypatch.setattr(module, "SETTLE_S", 60.0)
+
+    @tc.agent
+    def prog(s, reads):
+        s += "x" + sgl.gen("g") + tc.call(hold if not reads else lambda: "hit", name="hits", prefill=True)
+        s += " known "
+        s += s["hits"] if reads else tc.value("hits")
+        s += sgl.gen("h")
+        return s["h"]
+
+    prog.run(False, backend=endpoint)
+    assert [body["text"][-7:] for body in prefills(peer)] == [" known "]
+    prog.run(True, backend=endpoint)  # the tool is back long before it is clear that nothing follows
+    assert len(prefills(peer)) == 1
 
 
 def test_a_program_that_reads_the_result_itself_may_say_what_comes_or_open_the_message_before(peer, endpoint, hold):
@@ -153,6 +173,25 @@ def test_a_partial_prefill_that_fails_changes_nothing_but_is_said(make_peer, cap
     state = prog.run(backend=endpoint)
     assert state["hits"] == "hit" and state["h"].startswith("word") and state.error() is None
     assert any("partial prefill failed" in record.getMessage() for record in caplog.records)
+
+
+def test_the_next_step_and_the_end_of_an_agent_wait_for_the_answer_of_its_partial_prefill_and_the_program_does_not(
+    peer, endpoint, hold, eventually
+):
+    peer.prefill_gate, read = threading.Event(), []
+
+    @tc.agent
+    def prog(s):
+        s += "x" + sgl.gen("g") + tc.call(hold, name="hits", prefill=True)
+        s += " known " + tc.value("hits") + sgl.gen("h")
+        read.append(s["hits"])
+
+    state = prog.run(backend=endpoint)
+    assert read == ["hit"] and len(steps(peer)) == 1
+    assert not any(event["event"] == "agent_finished" for event in peer.events)
+    peer.prefill_gate.set()
+    assert state["h"].startswith("word")
+    eventually(lambda: peer.events[-1]["event"] == "agent_finished")
 
 
 def test_the_end_of_an_agent_comes_after_its_partial_prefill(peer, endpoint, eventually):

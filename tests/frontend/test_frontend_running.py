@@ -59,6 +59,58 @@ def test_an_error_of_one_program_surfaces_and_every_agent_is_reported_as_ended(p
 
 
 @pytest.mark.filterwarnings("ignore:Error in stream_executor")
+@pytest.mark.parametrize("route", ["run", "run_batch", "map", "arun", "stream", "fork", "joined texts"])
+def test_an_error_of_a_programs_worker_surfaces_on_every_route(peer, endpoint, eventually, route):
+    @tc.agent
+    def prog(s, number):
+        s += "x" + sgl.gen("g")
+        if route in ("fork", "joined texts"):
+            s.sync()
+            forks = s.fork(2)
+            peer.fail_generate_with = 400
+            forks += sgl.gen("h")
+            forks.join("gather_variable" if route == "fork" else "concate_and_append")
+        else:
+            s["g"]
+            peer.fail_generate_with = 400
+            s += sgl.gen("h")  # nobody reads it
+
+    if route == "map":
+        with pytest.raises(RuntimeError, match="told to fail"):
+            prog.map([0], backend=endpoint)
+    elif route in ("fork", "joined texts"):
+        with pytest.raises(RuntimeError, match="told to fail"):
+            prog.run(0, backend=endpoint)
+    else:
+        if route == "arun":
+            state = asyncio.run(prog.arun(0, backend=endpoint))
+        elif route == "run_batch":
+            (state,) = prog.run_batch([{"number": 0}], backend=endpoint)
+        else:
+            state = prog.run(0, backend=endpoint, stream=route == "stream")
+        assert "".join(state.text_iter()).startswith("xword")
+        assert "told to fail" in str(state.error())
+        if route != "stream":  # there the variable keeps what has come of it
+            with pytest.raises(RuntimeError, match="told to fail"):
+                state["h"]
+    eventually(lambda: agents(peer) and finished(peer) == agents(peer))
+
+
+def test_what_a_streamed_agent_raises_is_its_states_error(peer, endpoint, eventually, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda _arguments: None)
+
+    @tc.agent
+    def prog(s):
+        s += "x" + sgl.gen("g")
+        raise LookupError("the program itself is wrong")
+
+    state = prog.run(backend=endpoint, stream=True)
+    assert "".join(state.text_iter()).startswith("xword")
+    assert isinstance(state.error(), LookupError)
+    eventually(lambda: agents(peer) and finished(peer) == agents(peer))
+
+
+@pytest.mark.filterwarnings("ignore:Error in stream_executor")
 def test_an_error_of_the_server_surfaces_from_a_batch(peer, endpoint):
     peer.fail_generate_with = 400
     with pytest.raises(RuntimeError, match="told to fail"):
