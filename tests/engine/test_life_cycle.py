@@ -343,8 +343,18 @@ def test_the_state_shows_the_last_stalls_newest_first_when_asked(server):
     assert state["stalls"] == [newest] and state["stall_totals"]["returned"] == 2
 
 
+@pytest.mark.parametrize("order", ["program", "sglang"])
+def test_admission_is_tried_again_when_time_goes_on_if_the_order_is_ours(make, order):
+    server = Server(make(device_tokens=192, host_tokens=256), order=order)
+    server.h.running_batch.batch_is_full = True
+    server.h.step()
+    assert server.h.running_batch.batch_is_full
+    server.wait(0.1)
+    assert server.h.running_batch.batch_is_full == (order == "sglang")
+
+
 def test_admission_is_tried_again_once_the_backups_of_an_ended_request_have_landed(make):
-    server = Server(make(device_tokens=192, host_tokens=256, write_through=True))
+    server = Server(make(device_tokens=192, host_tokens=256, write_through=True), order="sglang")
     server.h.serve(PROMPT, "a")
     server.h.running_batch.batch_is_full = True
     server.wait(land=False)

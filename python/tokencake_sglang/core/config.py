@@ -40,8 +40,8 @@ class TokenCakeConfig:
         " highest published score, 'none' the one that came first.",
         choices=PRIORITIES)
     seniority_s: float = _setting(
-        900.0, "Older programs go first up to this age in seconds; beyond it requests go by their own age, so that none"
-        " waits longer than this for what came after it.",
+        1800.0, "Older programs go first up to this age in seconds; beyond it requests go by their own age, so that"
+        " none waits longer than this for what came after it.",
         low=1.0, high=86400.0)
     score_selection: str = _setting(
         "first_fit", "Which waiting request justifies an offload of the policy 'score': the first of the queue that"

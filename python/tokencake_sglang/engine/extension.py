@@ -133,6 +133,8 @@ class TokenCakeExtension(SchedulerExtension):
         if tick.costs:
             self.mover.costs = Costs.from_tuple(tick.costs)
         self.controller.tick(tick.now)
+        if self.queue is not None:
+            self._try_admission_again()
 
     def _on_control(self, req: TokenCakeControlReq) -> TokenCakeControlReqOutput:
         payload = json.loads(req.payload)
@@ -162,8 +164,9 @@ class TokenCakeExtension(SchedulerExtension):
         return Metrics(self.controller, self.mover.measure_pool, collector.labels)
 
     def _try_admission_again(self) -> None:
-        """Memory has become evictable. SGLang tries no admission after a failed one until a request ends, and the
-        last one may have failed while the memory of the request that had just ended was locked by its backup."""
+        """SGLang tries no admission after a failed one until a request ends. It may succeed before: memory of the
+        request that ended last was locked by its backup, and the room that SGLang keeps for the decoding requests
+        (its new-token ratio) shrinks with every step. SGLang itself tries in each step where it may preempt."""
         self.scheduler.running_batch.batch_is_full = False
 
     def _on_reset(self) -> None:
