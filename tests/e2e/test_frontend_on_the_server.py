@@ -126,14 +126,14 @@ def failing(endpoint):
 
     import tokencake_sglang as tc
 
-    release = threading.Event()
+    release, pressed = threading.Event(), threading.Event()
 
     def raises():
         raise ValueError("disk on fire")
 
     broken = tc.tool(raises, name="broken")
     endless = tc.tool(lambda: release.wait(60), name="endless", timeout=0.5)
-    slow = tc.tool(lambda: time.sleep(1.0), name="slow", predict_time=1.0)
+    slow = tc.tool(lambda: pressed.wait(60), name="slow", predict_time=1.0)
 
     @tc.agent(type="failing")
     def prog(s, how, number=0):
@@ -146,8 +146,10 @@ def failing(endpoint):
         s += tc.call({"tool": broken, "endless": endless, "slow": slow}[how], name="out")
         return s["out"]
 
+    prog.pressed = pressed
     yield prog, endpoint
     release.set()
+    pressed.set()
 
 
 @pytest.mark.parametrize(("how", "words"), [
@@ -172,13 +174,14 @@ def test_ctrl_c_in_a_batch_is_said_and_leaves_nothing_on_the_server(server, fail
     prog, endpoint = failing
 
     def press():
-        while not any(a["state"] == "stalled" for a in state(server)["agents"]):
+        while sum(a["state"] == "stalled" for a in state(server)["agents"]) < 2:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
+        threading.Timer(0.5, prog.pressed.set).start()  # both are waited for
 
     thread = threading.Thread(target=press)
     thread.start()
-    with pytest.raises(tc.BatchInterrupted, match="of 4 agents .* were stopped, 2 were not started"):
+    with pytest.raises(tc.BatchInterrupted, match="of 4 agents 0 had ended, 2 were stopped, 2 were not"):
         prog.run_batch([{"how": "slow", "number": number} for number in range(4)], backend=endpoint, temperature=0,
                        num_threads=2)
     thread.join()

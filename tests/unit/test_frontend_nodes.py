@@ -25,6 +25,10 @@ def test_durations_and_names_of_your_own_replace_the_ready_ones():
     tool = tc.nodes.search(given, name="web", predict_time=9.0)
     assert (tool.name, tool.kind, tool.predict_time, tool.stages) == ("web", "search", 9.0, ())
     assert tc.nodes.data_analysis(given, stages=[tc.Stage("all", 3.0)]).predict_time == 3.0
+    tool = tc.nodes.search(given, hint=(0.5, 2.0), timeout=30)
+    assert (tool.predict_time, tool.p90, tool.stages, tool.timeout) == (0.5, 2.0, (), 30)
+    tool = tc.nodes.search(given, hint="varying")
+    assert (tool.predict_time, tool.p90, len(tool.stages)) == (4.0, 12.0, 4)
 
 
 def test_a_ready_tool_decorates_a_function():

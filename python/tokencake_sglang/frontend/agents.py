@@ -123,7 +123,7 @@ class AgentFunction(SglFunction):
         if flow and isinstance(items, (Unknown, UnknownText)):
             items = flow.expected_items(self.node_id, items, expected)
         rows = [self._arguments(item) for item in items]
-        states = self.run_batch(rows, **{"num_threads": max(1, len(rows)), **kwargs}) if rows else []
+        states = self.run_batch(rows, **kwargs) if rows else []
         for state in states:
             if state.error() is not None:
                 raise state.error()

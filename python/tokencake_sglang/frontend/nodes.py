@@ -65,7 +65,8 @@ def _ready(kind: str, fn: Callable[..., Any], options: dict[str, Any]) -> Tool:
     if isinstance(fn, Tool) or not callable(fn):
         raise TypeError(f"nodes.{kind}: found {fn!r}; allowed is a function")
     options = {"name": kind, "kind": kind, **options}
-    if "predict_time" not in options and "stages" not in options:
+    says_p50 = not isinstance(options.get("hint"), (str, type(None)))
+    if "predict_time" not in options and "stages" not in options and not says_p50:
         options |= {"stages": STAGES[kind]} if kind in STAGES else {"predict_time": TOOL_SECONDS[kind]}
     return Tool(fn, **options)
 
