@@ -30,7 +30,7 @@ class BuildWithPatches(build_py):
         return super().get_outputs(include_bytecode) + [str(path) for path in shipped.values()]
 
 # Agent stacks that the tests and examples/stacks run as they are; the OpenAI and Anthropic SDKs come with SGLang.
-CLIENT_STACKS = ["openai-agents>=0.4", "langgraph>=1", "langchain-openai>=1.1"]
+CLIENT_STACKS = ["openai-agents>=0.4,<0.5", "langgraph>=1.2,<2", "langchain-openai>=1.1,<1.2"]  # that fit its openai
 
 setup(
     name="tokencake-sglang",
