@@ -67,3 +67,23 @@ def test_the_cache_tells_once_that_backups_have_landed(make):
     count = len(told)
     h.step()
     assert len(told) == count
+
+
+def test_memory_that_only_backups_hold_is_waited_for_and_not_refused(make):
+    """Else SGLang aborts the last decoding request: the KV of those that have just ended is still being copied."""
+    h = make(device_tokens=64, write_through=True)
+    h.serve(TOKENS[:32], "a")
+    assert h.cache.ongoing_write_through and h.cache.evictable_size() < 16
+    assert h.evict(16) >= 16
+    assert not h.cache.ongoing_write_through
+    h.audit()
+
+
+def test_an_eviction_that_needs_no_wait_waits_for_nothing(make):
+    h = make(device_tokens=128, write_through=True)
+    h.serve(TOKENS[:32], "a")
+    h.settle()
+    h.serve([7000 + i for i in range(24)], "b")
+    assert h.cache.ongoing_write_through
+    assert h.evict(8) >= 8
+    assert h.cache.ongoing_write_through

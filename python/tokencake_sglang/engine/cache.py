@@ -136,6 +136,18 @@ class TokenCakeHiRadixCache(HiRadixCache):
 
     def _evict_write_through(self, num_tokens: int) -> int:
         """As HiRadixCache's, with the victims of the queue: what has a host copy leaves the device, the rest goes."""
+        evicted = self._evict_from_device(num_tokens)
+        if evicted < num_tokens and self.cache_controller.ack_write_queue:
+            self._await_backups()
+            evicted += self._evict_from_device(num_tokens - evicted)
+        return evicted
+
+    def _await_backups(self) -> None:
+        """Nothing else is left to give up: wait for the copies to the host that hold memory. SGLang would retract what
+        decodes, and abort the last request, because the KV of those that have just ended is still being copied."""
+        self.writing_check(finish_count=len(self.cache_controller.ack_write_queue))
+
+    def _evict_from_device(self, num_tokens: int) -> int:
         evicted = 0
         while evicted < num_tokens and (node := self.device_victims.next()) is not None:
             evicted += self._give_up(node)
