@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,10 @@ def stock_tree(tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("stock")
     export_stock(target)
     return target
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_are_heard() -> None:
+    """A shell has what it starts in the background ignore interrupts; the tests that send themselves one need it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
