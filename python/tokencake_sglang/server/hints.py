@@ -6,8 +6,6 @@ one for another agent at once. Nobody is told of the outcome; the live state sho
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +14,9 @@ import orjson
 
 from tokencake_sglang.core.errors import MetadataError
 from tokencake_sglang.server.actions import parse_envelope
+from tokencake_sglang.server.background import Background
 from tokencake_sglang.server.dialects.dialect import at, lookup
 from tokencake_sglang.server.routes import Gateway
-
-logger = logging.getLogger(__name__)
 
 PLACES = (at("kv_hints"), at("kv_transfer_params.kv_hint"), at("kv_transfer_params.kv_hints"))
 NEEDLE = b'"kv_hint'
@@ -63,22 +60,9 @@ class HintSender:
     """Hands actions to the scheduler without keeping a request waiting for it."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-        self._running: set[asyncio.Task[None]] = set()
+        self._calls = Background(gateway, "the actions of a request could not be handed on")
 
     def send(self, actions: tuple[dict[str, Any], ...]) -> None:
-        """In a task of its own; those that the scheduler has no time for are dropped."""
-        if not actions:
-            return
-        task = asyncio.get_running_loop().create_task(self._tell(list(actions)))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-    async def _tell(self, actions: list[dict[str, Any]]) -> None:
-        try:
-            status, _ = await self._gateway.call("actions", {"actions": actions})
-        except Exception:
-            logger.warning("the actions of a request could not be handed on", exc_info=True)
-            return
-        if status != 200:
-            logger.warning("the actions of a request could not be handed on: the scheduler answered %d", status)
+        """Those that the scheduler has no time for are dropped."""
+        if actions:
+            self._calls.send("actions", {"actions": list(actions)})

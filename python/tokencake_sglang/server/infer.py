@@ -5,15 +5,12 @@ A request that speaks no dialect costs a look at its header names and one search
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import re
 from collections.abc import Iterable
 
+from tokencake_sglang.server.background import Background
 from tokencake_sglang.server.dialects import HEADER_NAMES, NEEDLES
 from tokencake_sglang.server.routes import Gateway
-
-logger = logging.getLogger(__name__)
 
 _HEADERS = {name.encode(): name for name in HEADER_NAMES}
 # A quote within a JSON text is escaped, so that a key which a prompt only quotes is not found.
@@ -39,22 +36,9 @@ class AgentEnds:
     """Ends agents whose client said that a request was the last, without keeping the answer waiting for it."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-        self._running: set[asyncio.Task[None]] = set()
+        self._calls = Background(gateway, "an agent could not be ended after its last request")
 
     def end(self, agent_id: str, program: bool = False) -> None:
-        """Send the event `agent_finished`, or `program_finished`, in a task of its own; to be called once the answer
-        has ended."""
+        """Send the event `agent_finished`, or `program_finished`; to be called once the answer has ended."""
         event = "program_finished" if program else "agent_finished"
-        task = asyncio.get_running_loop().create_task(self._tell(agent_id, event))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-    async def _tell(self, agent_id: str, event: str) -> None:
-        try:
-            status, _ = await self._gateway.call("event", {"event": event, "agent_id": agent_id})
-        except Exception:
-            logger.warning("an agent could not be ended after its last request", exc_info=True)
-            return
-        if status >= 429:  # 404: none of its requests was served
-            logger.warning("an agent could not be ended after its last request: the scheduler answered %d", status)
+        self._calls.send("event", {"event": event, "agent_id": agent_id})

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from tokencake_sglang.core.errors import ConfigError, MetadataError
+from tokencake_sglang.server.background import Background
 from tokencake_sglang.server.dialects import resolve
 from tokencake_sglang.server.dialects.convert import identifier
 from tokencake_sglang.server.dialects.dialect import lookup
@@ -97,8 +98,7 @@ class ToolEvents:
     def __init__(self, gateway: Gateway, endpoint: str) -> None:
         self.endpoint = endpoint
         self.counts = dict.fromkeys(COUNTS, 0)
-        self._gateway = gateway
-        self._telling: set[asyncio.Task[None]] = set()
+        self._telling = Background(gateway, "a tool event could not be told to the scheduler")
         self._receiving: asyncio.Task[None] | None = None
 
     def report(self) -> dict[str, Any]:
@@ -145,16 +145,9 @@ class ToolEvents:
         if len(self._telling) >= MAX_QUEUED:
             self.counts["dropped"] += 1
             return
-        task = asyncio.get_running_loop().create_task(self._tell(event))
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
+        self._telling.send("event", event, self._told)
 
-    async def _tell(self, event: dict[str, Any]) -> None:
-        try:
-            status, _ = await self._gateway.call("event", event)
-        except Exception:
-            logger.warning("a tool event could not be told to the scheduler", exc_info=True)
-            status = 500
+    def _told(self, status: int) -> None:
         self.counts["applied" if status == 200 else "refused"] += 1
 
 

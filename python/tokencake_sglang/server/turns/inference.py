@@ -8,19 +8,17 @@ is sent goes through the same channel as requests, so that a start is known befo
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
 from tokencake_sglang.core.types import CALLS_JOINED_BY, ENDS_CALLS
+from tokencake_sglang.server.background import Background
 from tokencake_sglang.server.routes import Gateway
 from tokencake_sglang.server.turns.answer import Answer, AnswerReader
 from tokencake_sglang.server.turns.conversations import UNIQUE_ID, Conversation, ConversationTable
 from tokencake_sglang.server.turns.request import Turn, read_turn
-
-logger = logging.getLogger(__name__)
 
 HUMAN = "human"
 MAX_KIND = 256
@@ -30,11 +28,10 @@ class StallInference:
     """All exchanges of a server; to be used on its event loop."""
 
     def __init__(self, gateway: Gateway, table: ConversationTable | None = None) -> None:
-        self.gateway = gateway
         self.table = table or ConversationTable()
         self._prefix = uuid.uuid4().hex[:8]
         self._numbers = count(1)
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending = Background(gateway, "a stall that was inferred could not be told to the scheduler")
 
     def begin(self, path: str, body: Mapping[str, Any], agent_id: str | None, *, people: bool = True,
               estimate_s: float | None = None, final: bool = False) -> Exchange:
@@ -54,20 +51,9 @@ class StallInference:
     async def tell(self, events: list[dict[str, Any]]) -> None:
         """Send events, in their order, before anything that is sent after this; waits for no answer."""
         for event in events:
-            task = asyncio.get_running_loop().create_task(self._tell(event))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            self._sending.send("event", event)
         if events:
             await asyncio.sleep(0)  # the tasks have run as far as their messages now
-
-    async def _tell(self, event: dict[str, Any]) -> None:
-        try:
-            status, _ = await self.gateway.call("event", event)
-        except Exception:
-            logger.warning("a stall that was inferred could not be told to the scheduler", exc_info=True)
-            return
-        if status >= 429:  # 404: the request was served without identity; 409: the call has been told already
-            logger.warning("a stall that was inferred could not be told: the scheduler answered %d", status)
 
 
 class Exchange:
