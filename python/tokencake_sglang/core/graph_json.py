@@ -12,15 +12,13 @@ from typing import Any
 
 from tokencake_sglang.core.errors import GraphError
 from tokencake_sglang.core.graph import NODE_KINDS, OBJECTIVES, AgentGraph, CompiledGraph, Node
+from tokencake_sglang.core.wire import MAX_STAGES, MAX_TEXT, STAGE_KEYS, known_fields, show
 
 GRAPH_KEYS = ("nodes", "edges", "entries")
 NODE_KEYS = tuple(f.name for f in fields(Node))
-STAGE_KEYS = ("name", "estimated_s")
 TEXTS = ("agent", "agent_type", "role", "tool_kind")
 MAX_NODES = 512
 MAX_EDGES = 4096
-MAX_STAGES = 32
-MAX_TEXT = 256
 MAX_TOKENS = 2**31 - 1
 MAX_SECONDS = 86400.0
 MAX_COUNT = 1e6
@@ -79,7 +77,7 @@ def _node(obj: Any, what: str) -> Node:
     for key, allowed in (("kind", NODE_KINDS), ("objective", OBJECTIVES)):
         if key in values:
             if values[key] not in allowed:
-                raise GraphError(f"{what}.{key} is {_show(values[key])}; allowed: {', '.join(allowed)}. Correct it,"
+                raise GraphError(f"{what}.{key} is {show(values[key])}; allowed: {', '.join(allowed)}. Correct it,"
                                  f" or leave it out for {allowed[0]}.")
             found[key] = values[key]
     for key, most in (("tokens", MAX_TOKENS), ("seconds", MAX_SECONDS), ("count", MAX_COUNT)):
@@ -109,7 +107,7 @@ def _node_json(node: Node) -> dict[str, Any]:
 
 def _edge(obj: Any, what: str) -> tuple[str, str]:
     if not isinstance(obj, (list, tuple)) or len(obj) != 2:
-        raise GraphError(f"{what} is {_show(obj)}; allowed: a list of two names, the second node waits for the first."
+        raise GraphError(f"{what} is {show(obj)}; allowed: a list of two names, the second node waits for the first."
                          " Correct it.")
     return _text(obj[0], f"{what}[0]", least=1), _text(obj[1], f"{what}[1]", least=1)
 
@@ -124,21 +122,14 @@ def _stage(obj: Any, what: str) -> tuple[str, float]:
 
 
 def _object(obj: Any, what: str, allowed: tuple[str, ...]) -> dict[str, Any]:
-    if not isinstance(obj, dict):
-        raise GraphError(f"{what} is {_show(obj)}; allowed: a JSON object with the fields {', '.join(allowed)}."
-                         " Send an object.")
-    for key in obj:
-        if key not in allowed:
-            raise GraphError(f"{what} has the field {_show(key)}; allowed: {', '.join(allowed)}. Remove it or correct"
-                             " its name.")
-    return {key: value for key, value in obj.items() if value is not None}
+    return known_fields(obj, what, allowed, GraphError)
 
 
 def _list(value: Any, what: str, most: int, of: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise GraphError(f"{what} is {_show(value)}; allowed: a list of {of}. Correct it.")
+        raise GraphError(f"{what} is {show(value)}; allowed: a list of {of}. Correct it.")
     if len(value) > most:
         raise GraphError(f"{what} has {len(value)} items; allowed: at most {most}. Describe the application with fewer:"
                          " a step that repeats is one node with a count.")
@@ -147,7 +138,7 @@ def _list(value: Any, what: str, most: int, of: str) -> list[Any]:
 
 def _text(value: Any, what: str, least: int = 0) -> str:
     if not isinstance(value, str) or not least <= len(value) <= MAX_TEXT or not value.isprintable():
-        raise GraphError(f"{what} is {_show(value)}; allowed: a string of {least} to {MAX_TEXT} printable characters."
+        raise GraphError(f"{what} is {show(value)}; allowed: a string of {least} to {MAX_TEXT} printable characters."
                          " Correct it.")
     return value
 
@@ -156,20 +147,6 @@ def _number(value: Any, what: str, most: float, whole: bool = False) -> float:
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= most
     if not fits or (whole and value != int(value)):
         kind = "whole number" if whole else "number"
-        raise GraphError(f"{what} is {_show(value)}; allowed: a {kind} from 0 to {most:g}. Correct it, or leave it out"
+        raise GraphError(f"{what} is {show(value)}; allowed: a {kind} from 0 to {most:g}. Correct it, or leave it out"
                          " if it is not known.")
     return int(value) if whole else float(value)
-
-
-def _show(value: Any) -> str:
-    """A short description that cannot fail, whatever the value."""
-    if value is None or isinstance(value, (bool, float)):
-        return {None: "null", True: "true", False: "false"}.get(value, repr(value))
-    if isinstance(value, int):
-        return repr(value) if value.bit_length() <= 64 else f"a number of {value.bit_length()} bits"
-    if isinstance(value, str):
-        text = repr(value[:80])
-        return text if len(text) <= 60 else text[:57] + "..."
-    if isinstance(value, dict):
-        return f"an object with {len(value)} fields"
-    return f"a list of {len(value)}" if isinstance(value, (list, tuple)) else f"a {type(value).__name__}"

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from tokencake_sglang.core.errors import MetadataError
+from tokencake_sglang.core.wire import MAX_STAGES, MAX_TEXT, STAGE_KEYS, clip, known_fields, show
 
 METADATA_KEYS = ("app_id", "graph_id", "node_id", "agent_type", "agent_id", "lifecycle_id")
 IDENTITY_KEYS = ("agent_id", "lifecycle_id")
@@ -22,11 +23,8 @@ EVENT_KEYS = {
 }
 OUTCOMES = ("ok", "error", "cancelled")
 PURPOSES = ("prefill",)
-MAX_TEXT = 256
 MAX_DURATION_S = 86400.0
 MAX_EVENT_BYTES = 64 * 1024
-STAGE_KEYS = ("name", "estimated_s")
-MAX_STAGES = 32
 
 
 def parse_metadata(obj: Any) -> dict[str, str]:
@@ -37,7 +35,7 @@ def parse_metadata(obj: Any) -> dict[str, str]:
     values = _known(obj, "tokencake", (*METADATA_KEYS, "parent_agent_id", "purpose"))
     found = {key: _text(value, f"tokencake.{key}") for key, value in values.items()}
     if found.get("purpose", PURPOSES[0]) not in PURPOSES:
-        raise MetadataError(f"tokencake.purpose is {_show(found['purpose'])}; allowed: {', '.join(PURPOSES)}."
+        raise MetadataError(f"tokencake.purpose is {show(found['purpose'])}; allowed: {', '.join(PURPOSES)}."
                             " Correct it, or leave it out for a request that is the agent's next step.")
     _need_identity(found, "tokencake")
     return found
@@ -52,11 +50,11 @@ def parse_request_metadata(obj: Any, prompts: int | None, samples: int) -> dict[
     if isinstance(obj, list):
         if prompts is None:
             raise MetadataError(
-                f"tokencake is {_show(obj)} but the request has one prompt; allowed: one object."
+                f"tokencake is {show(obj)} but the request has one prompt; allowed: one object."
                 " Send the object itself, or a list of prompts.")
         if len(obj) != prompts:
             raise MetadataError(
-                f"tokencake is {_show(obj)} but the request has {prompts} prompts; allowed: one object for all,"
+                f"tokencake is {show(obj)} but the request has {prompts} prompts; allowed: one object for all,"
                 " or a list with one object per prompt.")
         parsed: dict[str, str] | list[dict[str, str]] = [parse_metadata(item) for item in obj]
         calls = [item["lifecycle_id"] for item in parsed if "lifecycle_id" in item]
@@ -69,11 +67,11 @@ def parse_request_metadata(obj: Any, prompts: int | None, samples: int) -> dict[
         calls = [parsed["lifecycle_id"]] if "lifecycle_id" in parsed else []
         if calls and prompts is not None and prompts > 1:
             raise MetadataError(
-                f"tokencake.lifecycle_id {_show(calls[0])} is given once for {prompts} prompts; a lifecycle_id names"
+                f"tokencake.lifecycle_id {show(calls[0])} is given once for {prompts} prompts; a lifecycle_id names"
                 " one call. Send a list with one object per prompt, or use agent_id.")
     if calls and samples > 1:
         raise MetadataError(
-            f"tokencake.lifecycle_id {_show(calls[0])} is given with n={samples}; a lifecycle_id names one call."
+            f"tokencake.lifecycle_id {show(calls[0])} is given with n={samples}; a lifecycle_id names one call."
             " Ask for n=1, or use agent_id.")
     return parsed
 
@@ -84,11 +82,11 @@ def parse_event(obj: Any) -> dict[str, Any]:
     `estimated_duration_s` and each stage's `estimated_s` come back as float seconds; an empty list of stages as none.
     """
     if not isinstance(obj, dict):
-        raise MetadataError(f"the event is {_show(obj)}; allowed: a JSON object with the field event."
+        raise MetadataError(f"the event is {show(obj)}; allowed: a JSON object with the field event."
                             " Send the event as an object.")
     name = obj.get("event")
     if not isinstance(name, str) or name not in EVENT_KEYS:
-        found = _show(name) if "event" in obj else "missing"
+        found = show(name) if "event" in obj else "missing"
         raise MetadataError(f"event is {found}; allowed: {', '.join(EVENT_KEYS)}. Correct the field event.")
     values = _known(obj, name, ("event", *IDENTITY_KEYS, *EVENT_KEYS[name]))
     event: dict[str, Any] = {"event": name}
@@ -109,7 +107,7 @@ def parse_event(obj: Any) -> dict[str, Any]:
     if name == "stall_finished":
         outcome = values.get("outcome", "ok")
         if not isinstance(outcome, str) or outcome not in OUTCOMES:
-            raise MetadataError(f"outcome is {_show(outcome)}; allowed: {', '.join(OUTCOMES)}."
+            raise MetadataError(f"outcome is {show(outcome)}; allowed: {', '.join(OUTCOMES)}."
                                 " Correct it, or leave it out for ok.")
         event["outcome"] = outcome
     return event
@@ -128,7 +126,7 @@ def decode_object(raw: bytes, most: int = MAX_EVENT_BYTES) -> Any:
         raise MetadataError("the body is nested too deeply; allowed: one JSON object. Send the fields"
                             " themselves.") from None
     except ValueError as error:
-        raise MetadataError(f"the body is not JSON ({_clip(str(error), 120)}); allowed: one JSON object."
+        raise MetadataError(f"the body is not JSON ({clip(str(error), 120)}); allowed: one JSON object."
                             " Correct the text.") from None
 
 
@@ -145,14 +143,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _known(obj: Any, what: str, allowed: tuple[str, ...]) -> dict[str, Any]:
-    if not isinstance(obj, dict):
-        raise MetadataError(f"{what} is {_show(obj)}; allowed: a JSON object with the fields {', '.join(allowed)}."
-                            " Send an object.")
-    for key in obj:
-        if key not in allowed:
-            raise MetadataError(f"{what} has the field {_show(key)}; allowed: {', '.join(allowed)}."
-                                " Remove it or correct its name.")
-    return {key: value for key, value in obj.items() if value is not None}
+    return known_fields(obj, what, allowed, MetadataError)
 
 
 def _need_identity(values: dict[str, Any], what: str) -> None:
@@ -162,13 +153,13 @@ def _need_identity(values: dict[str, Any], what: str) -> None:
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise MetadataError(f"{name} is {_show(value)}; allowed: a string of 1 to {MAX_TEXT} printable characters."
+        raise MetadataError(f"{name} is {show(value)}; allowed: a string of 1 to {MAX_TEXT} printable characters."
                             " Send a string.")
     if not 1 <= len(value) <= MAX_TEXT:
         raise MetadataError(f"{name} has {len(value)} characters; allowed: 1 to {MAX_TEXT}. Use a shorter id,"
                             " or leave an empty one out.")
     if not value.isprintable():
-        raise MetadataError(f"{name} is {_show(value)}, which has a control or unprintable character; allowed:"
+        raise MetadataError(f"{name} is {show(value)}, which has a control or unprintable character; allowed:"
                             " printable characters. Remove the others.")
     return value
 
@@ -176,7 +167,7 @@ def _text(value: Any, name: str) -> str:
 def _seconds(value: Any, name: str) -> float:
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_DURATION_S
     if not fits:
-        raise MetadataError(f"{name} is {_show(value)}; allowed: a number of seconds from 0 to {MAX_DURATION_S:g}."
+        raise MetadataError(f"{name} is {show(value)}; allowed: a number of seconds from 0 to {MAX_DURATION_S:g}."
                             " Correct it, or leave it out if it is not known.")
     return float(value)
 
@@ -190,14 +181,14 @@ def _p90(value: Any, event: dict[str, Any]) -> float:
         raise MetadataError("estimated_p90_s is given alone; allowed: together with estimated_duration_s or stages."
                             " Add one of them.")
     if p90 < expected:
-        raise MetadataError(f"estimated_p90_s is {_show(p90)} where {_show(float(expected))} s are expected; allowed:"
+        raise MetadataError(f"estimated_p90_s is {show(p90)} where {show(float(expected))} s are expected; allowed:"
                             " at least as much. Correct one of them.")
     return p90
 
 
 def _stages(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list) or len(value) > MAX_STAGES:
-        raise MetadataError(f"stages is {_show(value)}; allowed: a list of at most {MAX_STAGES} objects with the fields"
+        raise MetadataError(f"stages is {show(value)}; allowed: a list of at most {MAX_STAGES} objects with the fields"
                             f" {', '.join(STAGE_KEYS)}. Correct it, or leave it out.")
     stages, names = [], set()
     for number, item in enumerate(value):
@@ -209,27 +200,8 @@ def _stages(value: Any) -> list[dict[str, Any]]:
                                     " Add it.")
         name = _text(fields["name"], f"{what}.name")
         if name in names:
-            raise MetadataError(f"{what}.name is {_show(name)}, which an earlier stage has; allowed: each name once."
+            raise MetadataError(f"{what}.name is {show(name)}, which an earlier stage has; allowed: each name once."
                                 " Rename one of them.")
         names.add(name)
         stages.append({"name": name, "estimated_s": _seconds(fields["estimated_s"], f"{what}.estimated_s")})
     return stages
-
-
-def _show(value: Any) -> str:
-    """A short description that cannot fail, whatever the value (no repr of nested or huge values)."""
-    if value is None or isinstance(value, (bool, float)):
-        return {None: "null", True: "true", False: "false"}.get(value, repr(value))
-    if isinstance(value, int):
-        return repr(value) if value.bit_length() <= 64 else f"a number of {value.bit_length()} bits"
-    if isinstance(value, str):
-        return _clip(repr(value[:80]), 60)
-    if isinstance(value, dict):
-        return f"an object with {len(value)} fields"
-    if isinstance(value, (list, tuple)):
-        return f"a list of {len(value)}"
-    return f"a {type(value).__name__}"
-
-
-def _clip(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -83,8 +83,7 @@ class RunTable:
 
     def stall_started(self, now: float, agent: str, kind: str) -> None:
         """The agent waits for a tool: the tool node behind the one that it came to last, if there is one."""
-        run = self._by_agent.get(agent)
-        position = run.positions.get(agent) if run is not None else None
+        run, position = self._where(agent)
         if position is None or position.at is None:
             return
         nodes, at = run.outlook.nodes, position.at
@@ -101,8 +100,7 @@ class RunTable:
 
     def stall_ended(self, agent: str) -> None:
         """The agent waits for no tool any more."""
-        run = self._by_agent.get(agent)
-        position = run.positions.get(agent) if run is not None else None
+        run, position = self._where(agent)
         if position is None:
             return
         tools, position.tools = position.tools, []
@@ -112,8 +110,7 @@ class RunTable:
 
     def stall_dropped(self, agent: str) -> None:
         """The agent was taken to wait for a tool, and does not."""
-        run = self._by_agent.get(agent)
-        position = run.positions.get(agent) if run is not None else None
+        run, position = self._where(agent)
         if position is None:
             return
         tools, position.tools = position.tools, []
@@ -151,8 +148,7 @@ class RunTable:
     def importance(self, agent: str) -> tuple[float, bool]:
         """Of an agent's KV, 0 to 10: the longest path from where it is, as a share of its run's; 0 where it is not
         known or nobody waits. And whether it is at the end of its run (published: remaining depth of 1)."""
-        run = self._by_agent.get(agent)
-        position = run.positions.get(agent) if run is not None else None
+        run, position = self._where(agent)
         if position is None or position.at is None:
             return 0.0, False
         node = position.tools[0] if position.tools else position.at
@@ -188,6 +184,11 @@ class RunTable:
         self._idle.pop(key, None)
         self._runs.move_to_end(key)
         return run
+
+    def _where(self, agent: str) -> tuple[Run | None, Position | None]:
+        """The run that the agent is in, and where in it."""
+        run = self._by_agent.get(agent)
+        return run, None if run is None else run.positions.get(agent)
 
     def _step(self, now: float, run: Run, identity: AgentIdentity, rid: str) -> Step:
         other = self._by_agent.get(identity.key)
