@@ -271,3 +271,20 @@ def test_the_table_forgets_the_oldest_conversation_with_all_that_leads_to_it():
         told(table, name, turn, ToolCall(f"call_{name * 16}", "look"), response_id=name)
     assert len(table) == 2 and not table.of_agent("a") and len(table._by_call) == len(table._by_digest) == 2
     assert len(table._by_response) == 2
+
+
+def test_a_place_where_another_has_been_is_nobodys_because_he_may_be_sending_his_request_again():
+    table, said = ConversationTable(), {"role": "assistant", "content": "Rome."}
+    again = chat(USER, said, USER)
+    first = told(table, "a", chat(USER), text="Rome.")
+    table.answered(first, again, Answer((), "And Oslo."))
+    told(table, "b", chat(USER), text="Rome.")
+    assert table.find(again, None) is None
+
+
+def test_ids_that_a_model_just_counts_need_the_same_calls():
+    table, first = ConversationTable(), "functions.look:0"
+    told(table, "a", chat(USER), ToolCall(first, "look"))
+    both = chat_call(first)["tool_calls"] + chat_call("functions.look:1")["tool_calls"]
+    asked = {"role": "assistant", "content": None, "tool_calls": both}
+    assert table.find(chat(USER, asked, chat_result(first), chat_result("functions.look:1")), None) is None

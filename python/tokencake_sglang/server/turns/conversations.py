@@ -10,11 +10,13 @@ import re
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from tokencake_sglang.server.turns.answer import Answer
 from tokencake_sglang.server.turns.request import Reply, Turn
 
 CONVERSATIONS_KEPT = 16_384
+PLACES_KEPT = 65_536
 CALLS_KEPT = 256  # of one conversation: ids by which its results are known
 UNIQUE_ID = re.compile(r"[0-9a-f]{16}")  # parts of ids that nobody makes twice; some parsers just count their calls
 
@@ -37,6 +39,12 @@ class Conversation:
     running: int = 0  # requests of it that have not been answered
     issued: dict[str, None] = field(default_factory=dict)
 
+    @property
+    def place(self) -> bytes:
+        """Stands for its last turn and what the model said to it."""
+        said = "\0".join(self.reply.call_ids or (self.reply.text,)).encode("utf-8", "replace")
+        return blake2b(self.digest + said, digest_size=16).digest()
+
 
 class ConversationTable:
     """Conversations, the one whose turn was longest ago first; beyond `most` that one is forgotten."""
@@ -48,6 +56,7 @@ class ConversationTable:
         self._by_digest: defaultdict[bytes, dict[int, Conversation]] = defaultdict(dict)
         self._by_response: dict[str, Conversation] = {}
         self._by_agent: defaultdict[str, dict[int, Conversation]] = defaultdict(dict)
+        self._left: OrderedDict[bytes, None] = OrderedDict()  # places where one has been
 
     def __len__(self) -> int:
         return len(self._all)
@@ -67,6 +76,8 @@ class ConversationTable:
             found = _only(mine(filter(None, [self._by_response.get(turn.previous_response)])))
         else:
             found = self._by_results(turn, mine) if turn.results else self._by_reply(turn, mine)
+            if found is not None and found.place in self._left:  # who was there before may be sending his request again
+                return None
         fits = found is not None and found.named == (agent_id is not None) and not found.running
         return found if fits else None
 
@@ -84,6 +95,7 @@ class ConversationTable:
         if number not in self._all:
             return
         self._all.move_to_end(number)
+        self._leave(conversation)
         self._drop(self._by_digest, conversation.digest, number)
         if conversation.response_id is not None:
             self._by_response.pop(conversation.response_id, None)
@@ -105,6 +117,7 @@ class ConversationTable:
         number = id(conversation)
         if self._all.pop(number, None) is None:
             return
+        self._leave(conversation)
         self._drop(self._by_digest, conversation.digest, number)
         self._drop(self._by_agent, conversation.agent_id, number)
         for call_id in conversation.issued:
@@ -112,13 +125,20 @@ class ConversationTable:
         if conversation.response_id is not None:
             self._by_response.pop(conversation.response_id, None)
 
+    def _leave(self, conversation: Conversation) -> None:
+        if conversation.digest:
+            self._left[conversation.place] = None
+        while len(self._left) > PLACES_KEPT:
+            self._left.popitem(last=False)
+
     def _by_results(self, turn: Turn, mine: Callable) -> Conversation | None:
         """The one conversation whose last turn made these calls. Results of an earlier turn are a branch, or a client
         that goes back: a conversation of its own."""
         known = [one for one in turn.results if one in self._by_call]
         found = {id(c): c for call_id in known for c in mine(self._by_call[call_id].values())}.values()
         latest = [one for one in found if set(known) & set(one.reply.call_ids)]
-        grown = [one for one in latest if one.digest in turn.digests[:-1]]
+        asked = {turn.digests[at]: said.call_ids for at, said in turn.replies.items()}
+        grown = [one for one in latest if asked.get(one.digest) == one.reply.call_ids]
         if grown:
             return _only(grown)
         return _only(latest) if any(UNIQUE_ID.search(call_id) for call_id in known) else None
