@@ -50,6 +50,14 @@ def test_eviction_by_program_keeps_the_program_that_came_first(jobs):
     assert cached(result, "B2") < 100
 
 
+def test_known_uses_replace_the_forecasts_of_tokencake(jobs):
+    blind = jobs("two_sessions", "tokencake-none-fcfs-host0.1")
+    result = jobs("two_sessions", "tokencake-none-fcfs-host0.1+clairvoyant-evict")
+    assert cached(blind, "A2") < 100
+    assert cached(result, "A2") >= 800
+    assert cached(result, "B2") < 100
+
+
 @pytest.mark.parametrize("name", ["stock-fcfs+clairvoyant-order", "stock-lpm+program-order"])
 def test_an_order_moves_waiting_requests_and_loses_none(jobs, name):
     counts = jobs("queue_orders", name)
@@ -60,7 +68,7 @@ def test_an_order_moves_waiting_requests_and_loses_none(jobs, name):
 
 RUN = ["stock-fcfs+program", "stock-lpm+gate1+clairvoyant", "clairvoyant", "session-radix", "hicache-lpm-writeback",
        "hicache-routing-key-mixed", "hicache-priority-mixed-chunk512-selective", "stock-lof-slru",
-       "stock-dfs-weight-priority", "tokencake-lpm-mixed", "tokencake-none"]
+       "stock-dfs-weight-priority", "tokencake-lpm-mixed", "tokencake-none", "tokencake-cost-lpm+clairvoyant-evict"]
 
 
 @pytest.mark.parametrize("name", RUN)

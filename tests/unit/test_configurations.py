@@ -104,7 +104,8 @@ def test_groups_cover_every_schedule_and_every_eviction_policy():
     ("tokencake-writeback", "refuses write-back"), ("hicache-lpm-nopreempt", "needs the schedule priority"),
     ("hicache+", "no bound"), ("hicache+oracle", "Allowed, joined by '+': clairvoyant"),
     ("hicache+program+clairvoyant-evict", "replaces the eviction twice"), ("hicache+gate0", "no bound 'gate0'"),
-    ("tokencake-cost+clairvoyant", "the tier tokencake"),
+    ("tokencake-cost+clairvoyant", "only the bounds clairvoyant-evict and gateN"),
+    ("tokencake-cost+program-evict", "only the bounds clairvoyant-evict and gateN"),
     ("session-radix+clairvoyant", "the tier session"),
 ])
 def test_a_name_that_makes_no_sense_is_refused_with_what_is_allowed(name, said):

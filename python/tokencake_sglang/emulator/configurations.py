@@ -8,6 +8,7 @@
     tokencake-cost-program          TokenCake with the offload policy `cost` and its own order, SGLang's own chunks
     tokencake-cost-lpm              TokenCake with the offload policy `cost`, longest prefix first
     stock-lpm+clairvoyant-evict     a victim choice that knows the future under SGLang's own order
+    tokencake-cost-lpm+clairvoyant-evict   TokenCake's own victim choice with true next uses instead of forecasts
 
 The schedule stands right after the tier, or after the offload policy of tokencake. Without one it is fcfs, SGLang's
 default; `tokencake` and `tokencake-POLICY` alone are what the launcher starts. PART is one of PARTS, chunkN
@@ -70,13 +71,20 @@ def configuration(name: str) -> Configuration:
     if plus and not bound:
         parts.refuse("no bound after the '+'", f"Allowed: {', '.join(bounds.MEANINGS)}, gateN.")
     bound = "+".join(word for word in (inherited, bound) if word)
-    if bounds.parse(bound).eviction and parts.tier in ("session", "tokencake"):
-        parts.refuse(f"a bound cannot choose victims in the tier {parts.tier}", "Use the tier stock or hicache.")
+    _check_bound(parts, bounds.parse(bound))
     return Configuration(
         name=name, server_args=parts.server_args(), tokencake=parts.tokencake(),
         routing_key=parts.schedule == "routing-key",
         priority="program_age" if "priority" in (parts.schedule, parts.eviction) else "none",
         bound=bound, host_ratio=parts.host_ratio)
+
+
+def _check_bound(parts: _Parts, bound: bounds.Bound) -> None:
+    if bound.eviction and parts.tier == "session":
+        parts.refuse("a bound cannot choose victims in the tier session", "Use the tier stock, hicache or tokencake.")
+    if parts.tier == "tokencake" and (bound.order or bound.eviction not in ("", "clairvoyant-evict")):
+        parts.refuse("the tier tokencake takes only the bounds clairvoyant-evict and gateN", (
+            "Use one of them, or the tier stock or hicache."))
 
 
 class _Parts:
