@@ -218,6 +218,8 @@ GROUPS: dict[str, Callable[[], list[str]]] = {
     "write": lambda: [
         f"hicache-{order}{parts}" for order in ("fcfs", "lpm") for parts in ("", "-writeback", "-selective")],
     "bounds": lambda: ["hicache-lpm+clairvoyant-evict", "clairvoyant", "hicache-fcfs+program"],
+    "ablation": lambda: [
+        "stock-fcfs", "hicache-lpm-mixed-chunk128", "tokencake-none", "tokencake-cost-lpm-mixed-chunk128", "tokencake"],
     "study": lambda: [
         "stock-fcfs", "stock-lpm", "stock-fcfs+program", "stock-fcfs+gate4+program", "hicache-fcfs", "hicache-lpm",
         "hicache-fcfs+program", "clairvoyant"],
