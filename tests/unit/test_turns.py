@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tokencake_sglang.server.turns import offers_tools
 from tokencake_sglang.server.turns.answer import MAX_EVENT_BYTES, Answer, AnswerReader, ToolCall
-from tokencake_sglang.server.turns.conversations import Conversation, ConversationTable
+from tokencake_sglang.server.turns.conversations import OF_ONE_AGENT, Conversation, ConversationTable
 from tokencake_sglang.server.turns.request import CHAT, MESSAGES, RESPONSES, ROUTES, Reply, read_turn
 
 USER = {"role": "user", "content": "Which city?"}
@@ -262,6 +262,19 @@ def test_a_response_is_gone_on_with_by_its_id_once():
     table.answered(mine, after, Answer((), "So.", "r2"))
     assert table.find(after, None) is None and table.find(
         read_turn(RESPONSES, {"input": "and", "previous_response_id": "r2"}), None) is mine
+
+
+def test_of_too_many_conversations_of_one_agent_the_one_whose_turn_was_longest_ago_goes():
+    table = ConversationTable()
+    first = told(table, "a", chat({"role": "user", "content": "0"}), text="Yes.")
+    for number in range(1, OF_ONE_AGENT):
+        told(table, "a", chat({"role": "user", "content": f"{number}"}), text="Yes.")
+    second = table.of_agent("a")[1]
+    table.answered(first, chat({"role": "user", "content": "again"}), Answer((), "Yes."))
+    told(table, "a", chat({"role": "user", "content": "one more"}), text="Yes.")
+    told(table, "b", chat({"role": "user", "content": "another"}), text="Yes.")
+    assert len(table.of_agent("a")) == OF_ONE_AGENT and first in table.of_agent("a")
+    assert second not in table.of_agent("a") and len(table.of_agent("b")) == 1
 
 
 def test_the_table_forgets_the_oldest_conversation_with_all_that_leads_to_it():

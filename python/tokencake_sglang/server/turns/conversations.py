@@ -17,6 +17,7 @@ from tokencake_sglang.server.turns.request import Reply, Turn
 
 CONVERSATIONS_KEPT = 16_384
 PLACES_KEPT = 65_536
+OF_ONE_AGENT = 256  # conversations; each of its requests looks at all of them
 CALLS_KEPT = 256  # of one conversation: ids by which its results are known
 UNIQUE_ID = re.compile(r"[0-9a-f]{16}")  # parts of ids that nobody makes twice; some parsers just count their calls
 
@@ -47,7 +48,7 @@ class Conversation:
 
 
 class ConversationTable:
-    """Conversations, the one whose turn was longest ago first; beyond `most` that one is forgotten."""
+    """Conversations, that with the oldest turn first; it is forgotten beyond `most`, or OF_ONE_AGENT of one agent."""
 
     def __init__(self, most: int = CONVERSATIONS_KEPT) -> None:
         self._most = most
@@ -87,6 +88,8 @@ class ConversationTable:
         self._by_agent[agent_id][id(conversation)] = conversation
         while len(self._all) > self._most:
             self.forget(next(iter(self._all.values())))
+        while len(self._by_agent[agent_id]) > OF_ONE_AGENT:
+            self.forget(next(iter(self._by_agent[agent_id].values())))
         return conversation
 
     def answered(self, conversation: Conversation, turn: Turn, answer: Answer) -> None:
@@ -95,6 +98,8 @@ class ConversationTable:
         if number not in self._all:
             return
         self._all.move_to_end(number)
+        of_agent = self._by_agent[conversation.agent_id]
+        of_agent[number] = of_agent.pop(number)
         self._leave(conversation)
         self._drop(self._by_digest, conversation.digest, number)
         if conversation.response_id is not None:
