@@ -50,17 +50,23 @@ class ControllerGateway:
         self.controller = Controller(TokenCakeConfig(agent_idle_s=IDLE_S), MemoryMechanism())
         self.speaking: Client | None = None
         self.owner: dict[tuple[str, str], Client] = {}
+        self.began_at: dict[tuple[str, str], float] = {}
 
     async def call(self, op: str, payload: dict[str, Any], timeout_s: float = 30.0) -> tuple[int, dict[str, Any]]:
         reply = self.controller.event(payload)
         assert reply.status in (200, 404), reply
         if payload["event"] == "stall_started" and reply.result == "applied":
-            self.owner[payload["agent_id"], payload["call_id"]] = self.speaking
+            key = payload["agent_id"], payload["call_id"]
+            self.owner[key], self.began_at[key] = self.speaking, self.controller.now
         return reply.status, {}
 
     def open_calls(self) -> dict[tuple[str, str], Client]:
         open_now = {(agent.key, call) for agent in self.controller.agents for call in agent.calls.open}
         return {key: owner for key, owner in self.owner.items() if key in open_now}
+
+    def was_given_up(self, key: tuple[str, str]) -> bool:
+        """Whether it has lasted so long that the agent's next request ends it, whoever sends that."""
+        return self.controller.now - self.began_at[key] >= IDLE_S
 
     def is_human(self, key: tuple[str, str]) -> bool:
         return key[1].startswith("turn")
@@ -186,7 +192,7 @@ class InferredStallsMachine(RuleBasedStateMachine):
         for key in ended:
             of_its_session = client.session is not None and key[0] == client.session
             own = before[key] is client or key in client.shared or (of_its_session and gateway.is_human(key))
-            assert own, (key, "ended by another")
+            assert own or gateway.was_given_up(key), (key, "ended by another")
         client.waiting.append((exchange, history))
         client.ids.add(exchange.agent_id)
         if not client.wanders and not client.counts_calls and not self.has_twin(client):
