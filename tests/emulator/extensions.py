@@ -1,4 +1,4 @@
-"""Scheduler extensions that use one call of patch 0005 each, for runs in a process of their own."""
+"""Scheduler extensions that use one call of patches 0005 and 0006 each, for runs in a process of their own."""
 
 from __future__ import annotations
 
@@ -33,5 +33,12 @@ def register(name: str) -> None:
         def parks_chunk(self, req: Any, running_batch: Any) -> bool:
             return _last(req) == "c3" and len(running_batch.reqs) > 0
 
-    found = {kind.__name__: kind for kind in (Telling, LastNameFirst, HoldsTheFirst, ParksTheLast)}
+    class ExpectsSixty(Telling):
+        """Every request generates 60 tokens."""
+
+        def expected_new_tokens(self, req: Any) -> float:
+            return 60 - len(req.output_ids)
+
+    kinds = (Telling, LastNameFirst, HoldsTheFirst, ParksTheLast, ExpectsSixty)
+    found = {kind.__name__: kind for kind in kinds}
     register_scheduler_extension(lambda scheduler: found[name]())

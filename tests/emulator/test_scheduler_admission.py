@@ -1,4 +1,5 @@
-"""0005-scheduler-admission.patch in SGLang's own loop: each test fails without the hunk that it names."""
+"""0005-scheduler-admission.patch and 0006-prefill-estimates.patch in SGLang's own loop: each test fails without the
+hunk that it names."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from tests.emulator.specs import STOCK, code_writer
 MIXED = {"name": "mixed", "server_args": {"enable_mixed_chunk": True, "chunked_prefill_size": 256}}
 
 
-def run(emulations, extension, configuration=STOCK, prompt_tokens=400):
-    calls = [{"name": f"c{i}", "prompt_tokens": prompt_tokens, "output_tokens": 60} for i in range(4)]
+def run(emulations, extension, configuration=STOCK, prompt_tokens=400, **fields):
+    calls = [{"name": f"c{i}", "prompt_tokens": prompt_tokens, "output_tokens": 60, **fields} for i in range(4)]
     spec = code_writer(configuration, pool_tokens=8000)
     return emulations.run(JOBS + "run_extended", calls, spec, extension)
 
@@ -45,6 +46,26 @@ def test_a_parked_prompt_waits_while_the_others_decode_and_is_computed_then(emul
     others_end = max(call["finished_s"] for call in parked["calls"] if call["name"] != "c3")
     assert first_tokens(plain)["c3"] < others_end <= first_tokens(parked)["c3"]
     assert parked["output_sha256"] == plain["output_sha256"]
+
+
+@pytest.mark.parametrize("configuration", [STOCK, MIXED])
+def test_what_is_expected_of_requests_counts_in_admission_instead_of_what_they_ask_for(emulations, configuration):
+    """Each asks for half of the pool. Without a forecast the second one does not fit beside the first."""
+    asked = {"max_new_tokens": 4096}
+    careful, told = (run(emulations, name, configuration, **asked) for name in ("Telling", "ExpectsSixty"))
+    assert not any({"c0", "c1"} <= set(names) for names in careful["admitted"])
+    first, last = first_tokens(told), max(call["finished_s"] for call in told["calls"])
+    assert max(first.values()) < min(call["finished_s"] for call in told["calls"])
+    assert last < max(call["finished_s"] for call in careful["calls"])
+    assert told["output_sha256"] == careful["output_sha256"]
+
+
+def test_no_extension_expects_anything_by_itself():
+    import math
+
+    from sglang.srt.managers.scheduler_extension import SchedulerExtension
+
+    assert SchedulerExtension().expected_new_tokens(object()) == math.inf
 
 
 @pytest.mark.parametrize("name", ["order_waiting_queue", "holds_back", "parks_chunk", "on_requests_admitted"])

@@ -65,6 +65,15 @@ def test_tokencake_alone_is_what_the_launcher_starts(name, chunk):
     assert args.get("enable_mixed_chunk", False) == (chunk is not None)
 
 
+def test_settings_of_tokencake_leave_it_as_the_launcher_starts_it_otherwise():
+    found = configuration("tokencake-maxtokens-tenants")
+    assert found.server_args == configuration("tokencake").server_args
+    assert found.tokencake == {"order": "program", "admission": "max-tokens", "tenant_header": "x-tenant"}
+    assert describe("tokencake-tenants").endswith("as the launcher starts it, tenants told apart")
+    with pytest.raises(ValueError, match="unknown or out of place"):
+        configuration("hicache-lpm-tenants")
+
+
 def test_only_tokencake_has_the_order_by_program():
     with pytest.raises(ValueError, match="unknown or out of place"):
         configuration("hicache-program")

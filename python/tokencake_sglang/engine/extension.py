@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
@@ -108,6 +109,9 @@ class TokenCakeExtension(SchedulerExtension):
 
     def parks_chunk(self, req: Any, running_batch: Any) -> bool:
         return self.parking.must_wait(req, running_batch)
+
+    def expected_new_tokens(self, req: Any) -> float:
+        return math.inf if self.queue is None else self.queue.expected_new_tokens(req)
 
     def on_requests_admitted(self, reqs: list[Any]) -> None:
         if self.queue is not None:

@@ -132,9 +132,9 @@ class SpatialScheduler:
         self._learn_from_ended(entry.program)
         self._changed = self._changed or self._turns
 
-    def agent_ended(self, program: str, agent: str) -> None:
+    def agent_ended(self, now: float, program: str, agent: str) -> None:
         known = self.programs.get(program)
-        self.programs.agent_ended(program, agent)
+        self.programs.agent_ended(now, program, agent)
         if known is not None:
             self._learn_from_ended(known)
 
@@ -237,6 +237,15 @@ class SpatialScheduler:
         if entry is None or not entry.waiting.program or entry.program.name == self._let_in:
             return False
         return entry.program.name in self.held_back or entry.program.order > self._newest
+
+    def most_expected(self, rid: str) -> float:
+        """Tokens that the request will hardly exceed: as its client says, else by its kind; infinity: nothing is known,
+        or admission goes by what was asked for."""
+        entry = self._entries.get(rid) if self.config.admission == "forecast" else None
+        if entry is None:
+            return math.inf
+        told = entry.waiting.expected_tokens
+        return self.lengths.bound(entry.waiting.kind) if told is None else told
 
     # -- inside ---------------------------------------------------------------------------------------------
 
