@@ -39,6 +39,13 @@ def register(name: str) -> None:
         def expected_new_tokens(self, req: Any) -> float:
             return 60 - len(req.output_ids)
 
-    kinds = (Telling, LastNameFirst, HoldsTheFirst, ParksTheLast, ExpectsSixty)
+    class SmallChunks(Telling):
+        """Prompts in pieces of 64 tokens, but for that of c3."""
+
+        def limit_chunk(self, chunk_tokens: int | None, chunked_req: Any, waiting_queue: list[Any]) -> int | None:
+            first = chunked_req or next(iter(waiting_queue), None)
+            return chunk_tokens if first is None or _last(first) == "c3" else 64
+
+    kinds = (Telling, LastNameFirst, HoldsTheFirst, ParksTheLast, ExpectsSixty, SmallChunks)
     found = {kind.__name__: kind for kind in kinds}
     register_scheduler_extension(lambda scheduler: found[name]())

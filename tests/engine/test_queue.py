@@ -138,6 +138,23 @@ def test_admission_counts_with_what_is_left_of_the_forecast_and_beyond_it_as_sgl
     assert left == [12, 7, math.inf, math.inf]
 
 
+def test_a_plain_prompt_beside_programs_has_the_servers_chunks_and_all_others_small_ones(make):
+    server = Server(make(device_tokens=192, host_tokens=256), chunk_tokens=128)
+    agent, plain = queue(server, "a", "a1"), queue(server, None, "plain")
+
+    def limit(*args):
+        return server.extension.limit_chunk(*args)
+
+    assert [limit(512, chunked, [agent, plain]) for chunked in (None, agent, plain)] == [128, 128, 512]
+    assert limit(512, None, [plain, agent]) == limit(512, None, []) == 512
+    assert limit(None, None, [agent]) is None, "without chunks there is nothing to make smaller"
+
+
+def test_with_the_order_of_sglang_chunks_are_the_servers(make):
+    server = Server(make(device_tokens=192, host_tokens=256), order="sglang", chunk_tokens=128)
+    assert server.extension.limit_chunk(512, server.h.request(PROMPT, "a", "a1"), []) == 512
+
+
 def test_with_the_order_of_sglang_admission_has_no_forecast(make):
     server = Server(make(device_tokens=192, host_tokens=256), order="sglang")
     assert server.extension.expected_new_tokens(server.h.request(PROMPT, "a", "a1")) == math.inf

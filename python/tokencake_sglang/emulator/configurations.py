@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tokencake_sglang.core.config import OFFLOAD_POLICIES
+from tokencake_sglang.core.config import OFFLOAD_POLICIES, TokenCakeConfig
 from tokencake_sglang.emulator import bounds
 from tokencake_sglang.emulator.spec import Configuration
 from tokencake_sglang.server import deployment
@@ -44,7 +44,7 @@ SCHEDULES = {
     "priority": "fcfs with client priorities by program age, with preemption",
 }
 PROGRAM = "program"  # TokenCake's own order
-ALONE = deployment.CUDA_CHUNKS  # what the launcher chooses beside it
+ALONE, OWN = deployment.share_chunks(deployment.CUDA_CHUNKS, TokenCakeConfig())  # what the launcher chooses beside it
 EVICTIONS = ("lru", "lfu", "slru", "priority")
 PARTS = {
     "mixed": "mixed chunks",
@@ -177,6 +177,8 @@ class _Parts:
         settings = {"offload_policy": self.policy} if self.policy else {}
         for word in self.flags:
             settings.update(SETTINGS[word][1] if word in SETTINGS else {})
+        if self.is_alone:
+            settings["chunk_tokens"] = OWN.chunk_tokens
         by_program = self.is_alone or self.schedule == PROGRAM
         return {**settings, "order": "program" if by_program else "sglang"}
 

@@ -59,7 +59,7 @@ class TokenCakeExtension(SchedulerExtension):
         self.cache.on_request_ended = self.controller.request_ended
         self.queue = ProgramQueue(scheduler, self.cache, self.controller) if config.order == "program" else None
         self.cache.on_request_finished = self._on_request_finished
-        self.parking = Parking(scheduler, self.cache)
+        self.parking = Parking(scheduler, self.cache, lambda most, req: self.limit_chunk(most, req, []))
         self.cache.on_reset = self._on_reset
         self.cache.on_backups_landed = self._try_admission_again
         if config.decision_log:
@@ -112,6 +112,11 @@ class TokenCakeExtension(SchedulerExtension):
 
     def expected_new_tokens(self, req: Any) -> float:
         return math.inf if self.queue is None else self.queue.expected_new_tokens(req)
+
+    def limit_chunk(self, chunk_tokens: int | None, chunked_req: Any, waiting_queue: list[Any]) -> int | None:
+        if self.queue is None:
+            return chunk_tokens
+        return self.queue.limit_chunk(chunk_tokens, chunked_req, waiting_queue)
 
     def on_requests_admitted(self, reqs: list[Any]) -> None:
         if self.queue is not None:
