@@ -146,7 +146,8 @@ def test_a_plain_prompt_beside_programs_has_the_servers_chunks_and_all_others_sm
         return server.extension.limit_chunk(*args)
 
     assert [limit(512, chunked, [agent, plain]) for chunked in (None, agent, plain)] == [128, 128, 512]
-    assert limit(512, None, [plain, agent]) == limit(512, None, []) == 512
+    assert limit(512, None, [plain, agent]) == limit(512, agent, [plain]) == 512
+    assert limit(512, agent, []) == limit(512, None, []) == 128
     assert limit(None, None, [agent]) is None, "without chunks there is nothing to make smaller"
 
 

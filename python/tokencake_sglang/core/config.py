@@ -48,7 +48,7 @@ class TokenCakeConfig:
     chunk_tokens: int = _setting(
         0, "Prompt tokens that SGLang computes in one step at the most, with the order 'program', unless a plain prompt"
         " is next while programs are served too: that has --chunked-prefill-size. 0: all have that. The launcher sets"
-        " 128 where it chooses the chunks.", low=0, high=2**20)
+        " 128 where it chooses the chunks.", low=0, high=65536)
     seniority_s: float = _setting(
         1800.0, "Older programs go first up to this age in seconds; beyond it requests go by their own age, so that"
         " none waits longer than this for what came after it.",

@@ -77,8 +77,8 @@ class ProgramQueue:
         """For SGLang's next batch: of at most `most` prompt tokens, None: all of a prompt at once."""
         if most is None:
             return None
-        first = chunked_req or next((req for req in waiting if not self.holds_back(req)), None)
-        return most if first is None else self.spatial.limit_chunk(most, first.rid)
+        first = next((req for req in waiting if not self.holds_back(req)), None)
+        return self.spatial.limit_chunk(most, [req.rid for req in (chunked_req, first) if req is not None])
 
     def admitted(self, reqs: list[Any]) -> None:
         for req in reqs:
