@@ -59,7 +59,7 @@ class TokenCakeExtension(SchedulerExtension):
         self.cache.on_request_ended = self.controller.request_ended
         self.queue = ProgramQueue(scheduler, self.cache, self.controller) if config.order == "program" else None
         self.cache.on_request_finished = self._on_request_finished
-        self.parking = Parking(scheduler, self.cache, lambda most, req: self.limit_chunk(most, req, scheduler.waiting_queue))
+        self.parking = Parking(scheduler, self.cache, self.limit_chunk)
         self.cache.on_reset = self._on_reset
         self.cache.on_backups_landed = self._try_admission_again
         if config.decision_log:
