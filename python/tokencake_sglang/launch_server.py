@@ -44,7 +44,7 @@ def prepare(argv: list[str]) -> Any:
 
     parsed, given = parse_given(rest)
     schedule.check(config, given)
-    device, chosen = serving.prepare(given, config is not None)
+    device, chosen, config = serving.prepare(given, config)
     if config is not None:
         refuse.check(parsed)
     try:

@@ -51,7 +51,8 @@ class Engine(SGLangEngine):
         try:
             serving.require_ready()
             serving.load_plugins(config)
-            super().__init__(server_args=_server_args(kwargs, config is not None))
+            server_args, config = _server_args(kwargs, config)
+            super().__init__(server_args=server_args)
         finally:
             if before is None:
                 os.environ.pop(serving.ENV_CONFIG, None)
@@ -163,17 +164,20 @@ def _config(enabled: bool, values: dict[str, Any], kwargs: dict[str, Any]) -> To
     return config
 
 
-def _server_args(kwargs: dict[str, Any], enabled: bool) -> ServerArgs:
-    """ServerArgs with what fits the device; checked before and after SGLang resolves them."""
+def _server_args(
+    kwargs: dict[str, Any], config: TokenCakeConfig | None
+) -> tuple[ServerArgs, TokenCakeConfig | None]:
+    """ServerArgs with what fits the device, checked before and after SGLang resolves them, and the settings with it."""
     kwargs.setdefault("log_level", "error")
-    _, chosen = serving.prepare(kwargs, enabled)
+    enabled = config is not None
+    _, chosen, config = serving.prepare(kwargs, config)
     values = {**kwargs, **chosen}
     if enabled:
         refuse.check(SimpleNamespace(**{**_defaults(), **values}))
     server_args = ServerArgs(**values)
     if enabled:
         refuse.check(server_args)
-    return server_args
+    return server_args, config
 
 
 def _defaults() -> dict[str, Any]:

@@ -63,17 +63,24 @@ def load_plugins(config: TokenCakeConfig | None, trace: str | None = None) -> No
                                  " `tokencake doctor`.")
 
 
-def prepare(given: Mapping[str, Any], enabled: bool) -> tuple[str, dict[str, Any]]:
-    """The device ("cuda" or "cpu"), and the ServerArgs values chosen for it.
+def prepare(given: Mapping[str, Any], config: TokenCakeConfig | None,
+            ) -> tuple[str, dict[str, Any], TokenCakeConfig | None]:
+    """The device ("cuda" or "cpu"), the ServerArgs values chosen for it, and the settings with what goes with them,
+    which processes that start from now on have. None: TokenCake is off.
 
     `given` holds the ServerArgs values that the user gave himself.
     """
+    enabled = config is not None
     if enabled:
         refuse.check_attribute("device", given.get("device"))
     device = deployment.device_of(given, has_accelerator())
     if device == "cpu":
         deployment.check_plugins_variable(os.environ, ["tokencake_cpu"])
-    return device, deployment.choose(device, given, enabled)
+    chosen = deployment.choose(device, given, enabled)
+    if config is not None:
+        chosen, config = deployment.share_chunks(chosen, config)
+        os.environ[ENV_CONFIG] = config.to_json()
+    return device, chosen, config
 
 
 def notice(config: TokenCakeConfig | None, device: str, chosen: Mapping[str, Any], url: str | None,

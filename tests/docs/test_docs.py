@@ -71,7 +71,7 @@ def test_tuning_states_the_default_and_what_is_allowed(name):
     allowed = "any path"
     if meta["choices"] or meta["low"] is not None:
         allowed = ", ".join(meta["choices"]) if meta["choices"] else f"{meta['low']:.0f} to {meta['high']:.0f}"
-    assert f"Default: {setting.default or 'empty'}. Allowed: {allowed}.\n" in text
+    assert f"Default: {setting.default if setting.default != '' else 'empty'}. Allowed: {allowed}.\n" in text
     assert ("Unit: " in text) == (meta["choices"] is None)
     assert name.endswith("_s") == ("Unit: seconds." in text)
 

@@ -1,4 +1,4 @@
-"""Scheduler extensions that use one call of patch 0005 each, for runs in a process of their own."""
+"""Scheduler extensions that use one call of patches 0005 and 0006 each, for runs in a process of their own."""
 
 from __future__ import annotations
 
@@ -33,5 +33,19 @@ def register(name: str) -> None:
         def parks_chunk(self, req: Any, running_batch: Any) -> bool:
             return _last(req) == "c3" and len(running_batch.reqs) > 0
 
-    found = {kind.__name__: kind for kind in (Telling, LastNameFirst, HoldsTheFirst, ParksTheLast)}
+    class ExpectsSixty(Telling):
+        """Every request generates 60 tokens."""
+
+        def expected_new_tokens(self, req: Any) -> float:
+            return 60 - len(req.output_ids)
+
+    class SmallChunks(Telling):
+        """Prompts in pieces of 64 tokens, but for that of c3."""
+
+        def limit_chunk(self, chunk_tokens: int | None, chunked_req: Any, waiting_queue: list[Any]) -> int | None:
+            first = chunked_req or next(iter(waiting_queue), None)
+            return chunk_tokens if first is None or _last(first) == "c3" else 64
+
+    kinds = (Telling, LastNameFirst, HoldsTheFirst, ParksTheLast, ExpectsSixty, SmallChunks)
+    found = {kind.__name__: kind for kind in kinds}
     register_scheduler_extension(lambda scheduler: found[name]())

@@ -31,6 +31,28 @@ def run_program(calls: list[dict[str, Any]], spec: dict[str, Any]) -> dict[str, 
     return run_workload(run_spec, Workload("one", (Program("app", tuple(made)),)), load_profile(run_spec.profile))
 
 
+def run_beside_an_endless_program(spec: dict[str, Any], chains: int, length: int) -> dict[str, float]:
+    """When things end (seconds): `endless`, a program of `chains` agents with `length` calls each, and `poor`, one of a
+    single call that arrives a second later; and when the poor one is scheduled."""
+    from tokencake_sglang.emulator.profile import load_profile
+    from tokencake_sglang.emulator.program import Call, Program, Text, Workload
+    from tokencake_sglang.emulator.run import run_workload
+    from tokencake_sglang.emulator.spec import RunSpec
+
+    def call(name: str, agent: str, after: tuple[str, ...] = ()) -> Call:
+        return Call(name, agent, "any", (Text(name, 200),), 20, after)
+
+    endless = tuple(
+        call(f"{chain}-{number}", f"a{chain}", (f"{chain}-{number - 1}",) if number else ())
+        for number in range(length) for chain in range(chains))
+    programs = Program("endless", endless), Program("poor", (call("only", "a"),), arrival_s=1.0)
+    run_spec = RunSpec.from_dict(spec)
+    result = run_workload(run_spec, Workload("two", programs), load_profile(run_spec.profile))
+    ends = {app["app_id"]: app["end_s"] for app in result["apps"]}
+    poor = next(call for call in result["calls"] if call["app_id"] == "poor")
+    return {**ends, "scheduled": poor["scheduled_s"], "retracted": result["counts"]["retracted"]}
+
+
 def run_extended(calls: list[dict[str, Any]], spec: dict[str, Any], extension: str) -> dict[str, Any]:
     """`run_program` with a scheduler extension of tests.emulator.extensions, and the batches that it was told of."""
     from tests.emulator import extensions

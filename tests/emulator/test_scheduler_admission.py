@@ -1,4 +1,5 @@
-"""0005-scheduler-admission.patch in SGLang's own loop: each test fails without the hunk that it names."""
+"""0005-scheduler-admission.patch and 0006-prefill-estimates.patch in SGLang's own loop: each test fails without the
+hunk that it names."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from tests.emulator.specs import STOCK, code_writer
 MIXED = {"name": "mixed", "server_args": {"enable_mixed_chunk": True, "chunked_prefill_size": 256}}
 
 
-def run(emulations, extension, configuration=STOCK, prompt_tokens=400):
-    calls = [{"name": f"c{i}", "prompt_tokens": prompt_tokens, "output_tokens": 60} for i in range(4)]
+def run(emulations, extension, configuration=STOCK, prompt_tokens=400, **fields):
+    calls = [{"name": f"c{i}", "prompt_tokens": prompt_tokens, "output_tokens": 60, **fields} for i in range(4)]
     spec = code_writer(configuration, pool_tokens=8000)
     return emulations.run(JOBS + "run_extended", calls, spec, extension)
 
@@ -47,9 +48,61 @@ def test_a_parked_prompt_waits_while_the_others_decode_and_is_computed_then(emul
     assert parked["output_sha256"] == plain["output_sha256"]
 
 
+@pytest.mark.parametrize("configuration", [STOCK, MIXED])
+def test_what_is_expected_of_requests_counts_in_admission_instead_of_what_they_ask_for(emulations, configuration):
+    """Each asks for half of the pool. Without a forecast the second one does not fit beside the first."""
+    asked = {"max_new_tokens": 4096}
+    careful, told = (run(emulations, name, configuration, **asked) for name in ("Telling", "ExpectsSixty"))
+    assert not any({"c0", "c1"} <= set(names) for names in careful["admitted"])
+    first, last = first_tokens(told), max(call["finished_s"] for call in told["calls"])
+    assert max(first.values()) < min(call["finished_s"] for call in told["calls"])
+    assert last < max(call["finished_s"] for call in careful["calls"])
+    assert told["output_sha256"] == careful["output_sha256"]
+
+
+def test_an_extension_makes_the_chunks_of_a_batch_smaller(emulations):
+    plain, small = (run(emulations, name, MIXED) for name in ("Telling", "SmallChunks"))
+
+    def batches(result):
+        return {name: sum(name in names for names in result["admitted"]) for name in ("c0", "c1", "c2", "c3")}
+
+    assert max(batches(plain).values()) <= 3, "two chunks of 256, and what a batch before had left"
+    assert min(batches(small)[name] for name in ("c0", "c1", "c2")) >= 7 > 3 >= batches(small)["c3"]
+    assert small["output_sha256"] == plain["output_sha256"]
+
+
+def test_no_extension_limits_chunks_by_itself():
+    from sglang.srt.managers.scheduler_extension import SchedulerExtension
+
+    assert SchedulerExtension().limit_chunk(512, None, []) == 512
+
+
+def test_no_extension_expects_anything_by_itself():
+    import math
+
+    from sglang.srt.managers.scheduler_extension import SchedulerExtension
+
+    assert SchedulerExtension().expected_new_tokens(object()) == math.inf
+
+
 @pytest.mark.parametrize("name", ["order_waiting_queue", "holds_back", "parks_chunk", "on_requests_admitted"])
 def test_the_base_extension_does_nothing(name):
     from sglang.srt.managers.scheduler_extension import SchedulerExtension
 
     arguments = {"order_waiting_queue": ([1],), "parks_chunk": (object(), object())}.get(name, (object(),))
     assert not getattr(SchedulerExtension(), name)(*arguments)
+
+
+def beside_an_endless_program(emulations, seniority_s):
+    settings = {"order": "program", "seniority_s": seniority_s}
+    configuration = {"name": "program", "server_args": {"max_running_requests": 2}, "tokencake": settings}
+    spec = code_writer(configuration, pool_tokens=8000)
+    return emulations.run(JOBS + "run_beside_an_endless_program", spec, 6, 30)
+
+
+def test_a_request_behind_endless_older_ones_runs_once_it_has_waited_for_the_seniority(emulations):
+    """The bound on waiting: two requests fit at a time, and an older program always has four more that wait."""
+    bounded, unbounded = (beside_an_endless_program(emulations, seniority_s) for seniority_s in (8.0, 1800.0))
+    assert unbounded["scheduled"] > 25.0, "the older program keeps it waiting as long as it lasts"
+    assert 8.0 < bounded["scheduled"] < 12.0
+    assert bounded["poor"] < bounded["endless"] / 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
 
 from tests.engine.test_life_cycle import PROMPT, Server
 from tokencake_sglang.core.spatial.ledger import SHARED
+from tokencake_sglang.core.spatial.output_lengths import LENGTHS_NEEDED
 from tokencake_sglang.engine.ipc import TokenCakeTickReq
 
 
@@ -117,6 +119,46 @@ def test_an_ended_request_leaves_the_queue_and_teaches_its_length(server):
     server.serve(PROMPT, "a", steps=4)
     spatial = server.extension.queue.spatial
     assert spatial.num_requests == 0 and spatial.lengths.expected("", 1000) < 64
+
+
+def test_admission_counts_with_what_is_left_of_the_forecast_and_beyond_it_as_sglang_does(server):
+    for number in range(LENGTHS_NEEDED):
+        req = server.h.request(PROMPT, "a", f"a{number}")
+        req.agent_metadata |= {"agent_type": "coder"}
+        server.extension.on_request_added(req)
+        req.output_ids = [1] * 12
+        server.extension.queue.request_ended(req)
+    req = server.h.request(PROMPT, "a", "next")
+    req.agent_metadata |= {"agent_type": "coder"}
+    server.extension.on_request_added(req)
+    left = []
+    for generated in (0, 5, 12, 30):
+        req.output_ids = [1] * generated
+        left.append(server.extension.expected_new_tokens(req))
+    assert left == [12, 7, math.inf, math.inf]
+
+
+def test_a_plain_prompt_beside_programs_has_the_servers_chunks_and_all_others_small_ones(make):
+    server = Server(make(device_tokens=192, host_tokens=256), chunk_tokens=128)
+    agent, plain = queue(server, "a", "a1"), queue(server, None, "plain")
+
+    def limit(*args):
+        return server.extension.limit_chunk(*args)
+
+    assert [limit(512, chunked, [agent, plain]) for chunked in (None, agent, plain)] == [128, 128, 512]
+    assert limit(512, None, [plain, agent]) == limit(512, agent, [plain]) == 512
+    assert limit(512, agent, []) == limit(512, None, []) == 128
+    assert limit(None, None, [agent]) is None, "without chunks there is nothing to make smaller"
+
+
+def test_with_the_order_of_sglang_chunks_are_the_servers(make):
+    server = Server(make(device_tokens=192, host_tokens=256), order="sglang", chunk_tokens=128)
+    assert server.extension.limit_chunk(512, server.h.request(PROMPT, "a", "a1"), []) == 512
+
+
+def test_with_the_order_of_sglang_admission_has_no_forecast(make):
+    server = Server(make(device_tokens=192, host_tokens=256), order="sglang")
+    assert server.extension.expected_new_tokens(server.h.request(PROMPT, "a", "a1")) == math.inf
 
 
 def test_a_prompt_in_chunks_waits_for_room_while_others_can_give_it(server):

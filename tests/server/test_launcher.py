@@ -163,6 +163,17 @@ def test_chunks_are_chosen_together_or_not_at_all(given):
     assert not {"enable_mixed_chunk", "chunked_prefill_size"} & set(chosen)
 
 
+def test_where_the_chunks_are_chosen_plain_prompts_beside_programs_have_larger_ones():
+    def shared(given, **settings):
+        chosen, config = deployment.share_chunks(deployment.choose("cuda", given, True), TokenCakeConfig(**settings))
+        return chosen.get("chunked_prefill_size"), config.chunk_tokens
+
+    assert shared({}) == (256, 128) and shared({}, chunk_tokens=64) == (256, 64)
+    assert shared({}, chunk_tokens=2048) == (2048, 2048)
+    assert shared({}, order="sglang") == (128, 0), "nothing could make the chunks of programs small"
+    assert shared({"chunked_prefill_size": 4096}) == (None, 0), "the user's own"
+
+
 def test_chosen_flags_are_flags_of_sglang_with_the_values_that_it_reads_back():
     for device in ("cpu", "cuda"):
         chosen = deployment.choose(device, {}, True)

@@ -76,7 +76,7 @@ class Device(RuleBasedStateMachine):
             program, key = sorted(self.agents)[which % len(self.agents)]
             self.agents.discard((program, key))
             self.stalled.discard(key)
-            self.spatial.agent_ended(program, key)
+            self.spatial.agent_ended(self.now, program, key)
             if not any(name == program for name, _ in self.agents):
                 self.held.pop(program, None)
 
@@ -159,7 +159,7 @@ class Device(RuleBasedStateMachine):
         assert self.spatial.num_requests == 0
         assert all(count in (-1, self.plan[rid]) for rid, count in self.done.items())
         for program, key in sorted(self.agents):
-            self.spatial.agent_ended(program, key)
+            self.spatial.agent_ended(self.now, program, key)
         assert len(self.spatial.programs) == 0, "programs are left behind"
 
 

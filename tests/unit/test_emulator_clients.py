@@ -148,6 +148,15 @@ def test_a_client_of_stock_sends_requests_and_nothing_else():
     assert server.fields["p/x"] == {"max_new_tokens": 4}
 
 
+def test_a_tenant_is_told_with_every_request_and_to_a_server_with_tokencake_only():
+    program = Program("p", (call("x"), call("y", agent="")), tenant="blue")
+    server, _, _ = play(program, configuration=TOKENCAKE)
+    assert server.fields["p/x"]["agent_metadata"]["tenant"] == "blue"
+    assert server.fields["p/y"]["agent_metadata"] == {"tenant": "blue"}
+    stock, _, _ = play(program)
+    assert stock.fields["p/x"] == {"max_new_tokens": 4}
+
+
 def test_an_agent_that_ended_and_one_that_its_program_ends_are_told_once():
     program = Program("p", (call("x", last_of_agent=True), call("y", agent="b")))
     server, _, _ = play(program, configuration=TOKENCAKE)

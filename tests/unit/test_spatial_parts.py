@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from tokencake_sglang.core.spatial.ledger import MOST_PARTS, SHARED, Ledger
 from tokencake_sglang.core.spatial.load_control import Claim, Peaks, at_the_door
-from tokencake_sglang.core.spatial.output_lengths import FIRST_GUESS, KINDS_KEPT, OutputLengths
-from tokencake_sglang.core.spatial.programs import AGENTS_KEPT, EPISODE_GAP_S, Program, ProgramTable
+from tokencake_sglang.core.spatial.output_lengths import (
+    FIRST_GUESS,
+    KINDS_KEPT,
+    LENGTHS_KEPT,
+    LENGTHS_NEEDED,
+    OutputLengths,
+)
+from tokencake_sglang.core.spatial.programs import AGENTS_KEPT, EPISODE_GAP_S, OVER_KEPT, Program, ProgramTable
 from tokencake_sglang.core.spatial.shares import FairShares, cost
 from tokencake_sglang.core.spatial.views import Waiting
 
@@ -132,15 +140,35 @@ class TestOutputLengths:
         lengths.observe("x", 200)
         assert lengths.expected("x", 10_000) == pytest.approx(120)
 
+    def test_nine_of_ten_of_the_newest_lengths_do_not_exceed_the_bound_of_their_kind(self):
+        lengths = OutputLengths()
+        for tokens in range(1, LENGTHS_KEPT + 1):
+            lengths.observe("x", 10_000 + tokens)
+        for tokens in range(LENGTHS_KEPT, 0, -1):
+            lengths.observe("x", tokens)
+        assert lengths.bound("x") == 58 == math.ceil(0.9 * LENGTHS_KEPT)
+
+    @pytest.mark.parametrize(("kind", "seen"), [("x", LENGTHS_NEEDED - 1), ("", 100), ("y", 0)])
+    def test_there_is_no_bound_of_a_kind_of_which_too_little_is_known_nor_of_the_nameless_one(self, kind, seen):
+        lengths = OutputLengths()
+        for _ in range(seen):
+            lengths.observe(kind, 10)
+        assert lengths.bound(kind) == math.inf
+        for _ in range(1, LENGTHS_NEEDED + 1):
+            lengths.observe("named", 10)
+        assert lengths.bound("named") == 10
+
     def test_the_kind_used_longest_ago_is_forgotten_first(self):
         lengths = OutputLengths()
         for number in range(KINDS_KEPT + 1):
-            lengths.observe(f"k{number}", 7)
+            for _ in range(LENGTHS_NEEDED):
+                lengths.observe(f"k{number}", 7)
+        assert lengths.bound("k0") == math.inf and lengths.bound("k1") == 7
         assert lengths.expected("k0", 10_000) == FIRST_GUESS and lengths.expected("k1", 10_000) == 7
 
 
 def waiting(rid, agent="", application=""):
-    return Waiting(rid, agent=agent, application=application)
+    return Waiting(rid, program=agent and "its program", agent=agent, application=application)
 
 
 class TestPrograms:
@@ -163,10 +191,39 @@ class TestPrograms:
     def test_a_program_is_gone_with_its_last_agent_and_request(self):
         table = ProgramTable()
         self.add(table, 0.0, "p", "r", "x")
-        table.agent_ended("p", "x")
+        table.agent_ended(0.5, "p", "x")
         assert len(table) == 1
         table.request_ended(1.0, "p", "r")
         assert len(table) == 0
+
+    def ended(self, at):
+        table = ProgramTable()
+        first = self.add(table, 0.0, "p", "r", "x")
+        table.request_ended(1.0, "p", "r")
+        table.agent_ended(at, "p", "x")
+        return table, first
+
+    def test_a_program_whose_next_agent_comes_when_the_last_has_just_ended_keeps_its_age(self):
+        table, first = self.ended(at=30.0)
+        assert len(table) == 0
+        assert self.add(table, 30.0 + EPISODE_GAP_S, "p", "r2", "y") is first
+        assert [p.name for p in table] == [p.name for p in table.at_it(41.0, self.idle)] == ["p"]
+
+    def test_one_whose_next_agent_comes_later_arrives_anew(self):
+        table, first = self.ended(at=30.0)
+        assert self.add(table, 30.1 + EPISODE_GAP_S, "p", "r2", "y").order == first.order + 1
+
+    def test_of_programs_whose_agents_have_all_ended_boundedly_many_are_remembered_and_no_plain_request(self):
+        table = ProgramTable()
+        for name in [f"p{number}" for number in range(OVER_KEPT + 1)]:
+            self.add(table, 0.0, name, name, name)
+            table.request_ended(0.0, name, name)
+            table.agent_ended(0.0, name, name)
+        assert self.add(table, 1.0, "p0", "r", "x").order == OVER_KEPT + 2
+        assert self.add(table, 1.0, "p1", "r", "x").order == 2
+        self.add(table, 1.0, "plain", "plain")
+        table.request_ended(1.0, "plain", "plain")
+        assert self.add(table, 1.0, "plain", "plain").order == OVER_KEPT + 4
 
     def test_a_program_that_was_away_for_a_moment_keeps_its_age(self):
         table = ProgramTable()
@@ -210,7 +267,7 @@ class TestPrograms:
         stalled = lambda agent: (agent == "a", 0.0)  # noqa: E731
         assert [p.name for p in table.at_it(101.0, stalled)] == ["a", "b", "c"]
         assert [p.name for p in table.at_it(200.0, stalled)] == ["a", "c"]
-        table.agent_ended("a", "a")
+        table.agent_ended(200.0, "a", "a")
         assert [p.name for p in table.at_it(200.0, stalled)] == ["c"]
 
     def test_programs_that_are_not_at_it_are_not_looked_at_again(self):

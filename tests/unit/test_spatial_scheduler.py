@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.spatial import Demand, SpatialScheduler, Waiting
+from tokencake_sglang.core.spatial.output_lengths import LENGTHS_NEEDED
 
 
 class Server:
@@ -135,8 +138,59 @@ class TestOrder:
         server.add("a.1", "chat")
         for rid in ("a.1", "chat"):
             server.spatial.request_ended(0.0, rid)
-        server.spatial.agent_ended("a", "agent of a")
+        server.spatial.agent_ended(server.now, "a", "agent of a")
         assert (server.spatial.num_requests, len(server.spatial.programs)) == (0, 0)
+
+
+class TestForecastForAdmission:
+    def most(self, count=LENGTHS_NEEDED, expected=None, **settings):
+        server = Server(**settings)
+        for number in range(count):
+            server.add(f"a.{number}", output=4000, kind="coder")
+            server.end(f"a.{number}", output=100 + number)
+        server.add("a.next", output=4000, kind="coder", expected_tokens=expected)
+        return server.spatial.most_expected("a.next")
+
+    def test_a_request_is_not_expected_to_exceed_nearly_all_of_those_of_its_kind(self):
+        assert self.most() == 100 + LENGTHS_NEEDED - 1
+
+    def test_what_its_client_says_goes_before_that(self):
+        assert self.most(expected=7) == 7
+
+    def test_nothing_is_known_of_a_new_kind_of_a_stranger_or_where_admission_goes_by_what_was_asked_for(self):
+        assert self.most(count=0) == Server().spatial.most_expected("stranger") == math.inf
+        assert self.most(admission="max-tokens") == self.most(expected=7, admission="max-tokens") == math.inf
+
+
+class TestChunks:
+    """A server whose chunks are 512 tokens at the most, 128 where the prompt of a program goes first."""
+
+    def test_a_plain_prompt_has_the_servers_chunks_beside_programs_only(self):
+        server = Server(chunk_tokens=128)
+        server.add("chat")
+        assert server.spatial.limit_chunk(512, ["chat"]) == 128, "nobody whose turn it could be loses by small chunks"
+        server.add("a.1")
+        assert server.spatial.limit_chunk(512, ["chat"]) == 512
+        server.admit("a.1")
+        assert server.spatial.limit_chunk(512, ["chat"]) == 512, "a running request of a program counts"
+        assert server.spatial.limit_chunk(512, ["a.1", "chat"]) == 512, "it waits for the chunks of the first"
+        server.end("a.1")
+        assert server.spatial.limit_chunk(512, ["chat"]) == server.spatial.limit_chunk(512, []) == 128
+
+    def test_the_prompt_of_a_program_and_one_that_nobody_told_of_have_small_chunks(self):
+        server = Server(chunk_tokens=128)
+        server.add("a.1", "chat")
+        assert [server.spatial.limit_chunk(512, [rid]) for rid in ("a.1", "stranger")] == [128, 128]
+
+    def test_a_chunk_is_never_larger_than_the_servers(self):
+        server = Server(chunk_tokens=1024)
+        server.add("a.1", "chat")
+        assert [server.spatial.limit_chunk(512, [rid]) for rid in ("a.1", "chat")] == [512, 512]
+
+    def test_without_the_setting_all_have_the_servers(self):
+        server = Server()
+        server.add("a.1", "chat")
+        assert [server.spatial.limit_chunk(512, [rid]) for rid in ("a.1", "chat", "stranger")] == [512] * 3
 
 
 class TestShares:
@@ -247,7 +301,7 @@ class TestDoor:
         server.door(1000, a=600)
         server.admit("a.1")
         server.end("a.1")
-        server.spatial.agent_ended("a", "agent of a")
+        server.spatial.agent_ended(server.now, "a", "agent of a")
         server.now = 1.0
         server.add("b.1", "c.1")
         assert server.spatial.peaks.of("") == 600

@@ -104,6 +104,7 @@ def test_an_unknown_workload_or_parameter_is_refused_with_what_there_is() -> Non
     ("chat", {"prompt_tokens": {"kind": "lognormal"}}, "prompt_tokens is"),
     ("mix", {}, "a list of objects with name"),
     ("mix", {"parts": [{"name": "chat", "qps": 1}]}, "a list of objects with name"),
+    ("mix", {"parts": [{"name": "chat", "tenant": 7}]}, "a list of objects with name"),
     ("mix", {"parts": [{"name": "chat", "label": "a"}, {"name": "chat", "label": "a-2"}, {"name": "chat",
              "label": "a"}]}, "two parts have the label 'a-2'"),
 ])
@@ -111,6 +112,24 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(name: str, params: dict, 
     with pytest.raises(ValueError) as refused:
         build(WorkloadSpec(name, params=params))
     assert words in str(refused.value)
+
+
+def test_the_programs_of_a_part_are_of_its_tenant() -> None:
+    parts = [{"name": "chat", "tenant": "a", "params": {"chats": 2}},
+             {"name": "chat", "label": "b", "params": {"chats": 1}}]
+    programs = build(WorkloadSpec("mix", params={"parts": parts})).programs
+    assert sorted((program.app_id.split("/")[0], program.tenant) for program in programs) == [
+        ("b", ""), ("chat", "a"), ("chat", "a")]
+
+
+@pytest.mark.parametrize("name", ["code_writer", "deep_research"])
+def test_clients_of_graphs_may_ask_for_more_tokens_than_they_use(name: str) -> None:
+    calls = build(WorkloadSpec(name, params={"applications": 1, "max_new_tokens": 300})).programs[0].calls
+    assert all(call.max_new_tokens == max(300, call.output_tokens) for call in calls)
+    assert any(call.max_new_tokens > call.output_tokens for call in calls)
+    exact = build(WorkloadSpec(name, params={"applications": 1})).programs[0].calls
+    assert [call.output_tokens for call in exact] == [call.output_tokens for call in calls]
+    assert {call.max_new_tokens for call in exact} == {None}
 
 
 def test_poisson_arrivals_keep_their_pattern_at_another_rate_and_even_ones_are_spaced() -> None:

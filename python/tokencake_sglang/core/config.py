@@ -12,6 +12,7 @@ OFFLOAD_POLICIES = ("cost", "eager", "none", "paper", "score")
 WRITE_POLICIES = ("hicache", "tokencake")
 ORDERS = ("program", "sglang")
 PRIORITIES = ("critical-path", "paper", "shipped", "none")
+ADMISSIONS = ("forecast", "max-tokens")
 FORECASTS = ("quantile", "paper")
 INFER = ("clients", "names", "none")
 
@@ -39,6 +40,15 @@ class TokenCakeConfig:
         " 'critical-path' the request with the longest way to the end of its run, 'paper' and 'shipped' that of the"
         " highest published score, 'none' the one that came first.",
         choices=PRIORITIES)
+    admission: str = _setting(
+        "forecast", "How many tokens a request is taken to generate when SGLang looks whether it fits, with the order"
+        " 'program': 'forecast' what its client says or requests of its agent type generated before, never more than"
+        " it asks for; 'max-tokens' what it asks for, as SGLang does.",
+        choices=ADMISSIONS)
+    chunk_tokens: int = _setting(
+        0, "Prompt tokens that SGLang computes in one step at the most, with the order 'program', unless a plain prompt"
+        " is next while programs are served too: that has --chunked-prefill-size. 0: all have that. The launcher sets"
+        " 128 where it chooses the chunks.", low=0, high=65536)
     seniority_s: float = _setting(
         1800.0, "Older programs go first up to this age in seconds; beyond it requests go by their own age, so that"
         " none waits longer than this for what came after it.",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tokencake_sglang.core.graph import AgentGraph
+from tokencake_sglang.core.types import TENANT
 from tokencake_sglang.emulator.clock import SECOND, START_NS, VirtualClock
 from tokencake_sglang.emulator.program import Call, Program, Text, ToolCall, Workload
 from tokencake_sglang.emulator.spec import Configuration
@@ -164,6 +165,8 @@ class Clients:
         run = call.program
         if spec.agent:
             fields.update(self._agent_fields(run, call))
+        if self.tells_stalls and run.program.tenant:
+            fields.setdefault("agent_metadata", {})[TENANT] = run.program.tenant
         if self.configuration.routing_key:
             fields["routing_key"] = run.program.app_id
         if self.configuration.priority == "program_age":

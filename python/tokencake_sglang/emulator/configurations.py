@@ -7,13 +7,14 @@
     tokencake                       TokenCake as its launcher starts it: its own order, mixed chunks of 128 tokens
     tokencake-cost-program          TokenCake with the offload policy `cost` and its own order, SGLang's own chunks
     tokencake-cost-lpm              TokenCake with the offload policy `cost`, longest prefix first
+    tokencake-maxtokens             TokenCake as its launcher starts it, but admission by what requests ask for
     stock-lpm+clairvoyant-evict     a victim choice that knows the future under SGLang's own order
     tokencake-cost-lpm+clairvoyant-evict   TokenCake's own victim choice with true next uses instead of forecasts
 
 The schedule stands right after the tier, or after the offload policy of tokencake. Without one it is fcfs, SGLang's
-default; `tokencake` and `tokencake-POLICY` alone are what the launcher starts. PART is one of PARTS, chunkN
-(--chunked-prefill-size N) or hostR (host pool of R times the device pool). Everything else is what SGLang 0.5.17 does
-by default.
+default; `tokencake` and `tokencake-POLICY` are what the launcher starts, alone or with settings. PART is one of PARTS,
+of SETTINGS after tokencake, chunkN (--chunked-prefill-size N) or hostR (host pool of R times the device pool).
+Everything else is what SGLang 0.5.17 does by default.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tokencake_sglang.core.config import OFFLOAD_POLICIES
+from tokencake_sglang.core.config import OFFLOAD_POLICIES, TokenCakeConfig
 from tokencake_sglang.emulator import bounds
 from tokencake_sglang.emulator.spec import Configuration
 from tokencake_sglang.server import deployment
@@ -44,13 +45,17 @@ SCHEDULES = {
     "priority": "fcfs with client priorities by program age, with preemption",
 }
 PROGRAM = "program"  # TokenCake's own order
-ALONE = deployment.CUDA_CHUNKS  # what the launcher chooses beside it
+ALONE, OWN = deployment.share_chunks(deployment.CUDA_CHUNKS, TokenCakeConfig())  # what the launcher chooses beside it
 EVICTIONS = ("lru", "lfu", "slru", "priority")
 PARTS = {
     "mixed": "mixed chunks",
     "writeback": "write-back",
     "selective": "selective write-through",
     "nopreempt": "no preemption by priority",
+}
+SETTINGS = {  # of TokenCake: words, and the values of TokenCakeConfig
+    "maxtokens": ("admission by what requests ask for", {"admission": "max-tokens"}),
+    "tenants": ("tenants told apart", {"tenant_header": "x-tenant"}),
 }
 WRITE_POLICIES = {"writeback": "write_back", "selective": "write_through_selective"}
 CHUNKS = (128, 256, 512, 1024, 2048, 4096, 8192)
@@ -98,7 +103,7 @@ class _Parts:
             self.refuse(f"{self.tier!r} is no tier", (
                 f"Begin with one of {', '.join(TIERS)}; whole names are {', '.join(ALIASES)}."))
         self.policy = words.pop(0) if self.tier == "tokencake" and words and words[0] in OFFLOAD_POLICIES else ""
-        self.is_alone = self.tier == "tokencake" and not words
+        self.is_alone = self.tier == "tokencake" and not set(words) - set(SETTINGS)
         self.schedule = words.pop(0) if words and words[0] in self._schedules() else "fcfs"
         self.eviction = words.pop(0) if words and words[0] in EVICTIONS else ""
         self.numbers: dict[str, str] = {}
@@ -119,13 +124,14 @@ class _Parts:
             self.refuse(f"{kind!r} is given twice", "Give it once.")
         if numbered:
             self.numbers[kind] = word.removeprefix(kind)
-        elif word in PARTS:
+        elif word in PARTS or (word in SETTINGS and self.tier == "tokencake"):
             self.flags.append(word)
         else:
             self.refuse(f"part {word!r} is unknown or out of place", (
                 f"The form is TIER[-SCHEDULE][-EVICTION][-PART...][+BOUND]. Tiers: {', '.join(TIERS)}. After "
                 f"tokencake: {', '.join(OFFLOAD_POLICIES)}. Schedules: {', '.join(SCHEDULES)}. "
-                f"Evictions: {', '.join(EVICTIONS)}. Parts: {', '.join(PARTS)}, chunkN, hostR. "
+                f"Evictions: {', '.join(EVICTIONS)}. Parts: {', '.join(PARTS)}, chunkN, hostR, after tokencake "
+                f"also {', '.join(SETTINGS)}. "
                 f"Bounds: {', '.join(bounds.MEANINGS)}, gateN."))
 
     def _schedules(self) -> dict[str, str]:
@@ -177,6 +183,10 @@ class _Parts:
         if self.tier != "tokencake":
             return None
         settings = {"offload_policy": self.policy} if self.policy else {}
+        for word in self.flags:
+            settings.update(SETTINGS[word][1] if word in SETTINGS else {})
+        if self.is_alone:
+            settings["chunk_tokens"] = OWN.chunk_tokens
         by_program = self.is_alone or self.schedule == PROGRAM
         return {**settings, "order": "program" if by_program else "sglang"}
 
@@ -185,7 +195,7 @@ class _Parts:
         told = [TIERS[self.tier] + (f", offload policy {self.policy}" if self.policy else "")]
         told.append("as the launcher starts it" if self.is_alone else self._schedules()[self.schedule])
         told += [f"eviction {self.eviction}"] if self.eviction else []
-        told += [PARTS[word] for word in self.flags]
+        told += [PARTS[word] if word in PARTS else SETTINGS[word][0] for word in self.flags]
         told += [f"chunks of {self.numbers['chunk']} tokens"] if "chunk" in self.numbers else []
         told += [f"host pool {self.numbers['host']} times the device's"] if "host" in self.numbers else []
         return told

@@ -70,6 +70,7 @@ class Program:
     """One application or session. Arrives at `arrival_s`, or, in a closed loop, when the one before it in its
     `lane` has ended and `arrival_s` (then a pause) has passed. Calls are in an order in which parents come first.
     `graph`: the plan that it follows, which its client tells the server; names of nodes are those of the calls.
+    `tenant`: whose it is, as a gateway tells a server with TokenCake in a header.
     """
 
     app_id: str
@@ -77,6 +78,7 @@ class Program:
     arrival_s: float = 0.0
     lane: int | None = None
     graph: AgentGraph | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True)

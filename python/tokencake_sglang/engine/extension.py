@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
@@ -58,7 +59,7 @@ class TokenCakeExtension(SchedulerExtension):
         self.cache.on_request_ended = self.controller.request_ended
         self.queue = ProgramQueue(scheduler, self.cache, self.controller) if config.order == "program" else None
         self.cache.on_request_finished = self._on_request_finished
-        self.parking = Parking(scheduler, self.cache)
+        self.parking = Parking(scheduler, self.cache, self.limit_chunk)
         self.cache.on_reset = self._on_reset
         self.cache.on_backups_landed = self._try_admission_again
         if config.decision_log:
@@ -108,6 +109,14 @@ class TokenCakeExtension(SchedulerExtension):
 
     def parks_chunk(self, req: Any, running_batch: Any) -> bool:
         return self.parking.must_wait(req, running_batch)
+
+    def expected_new_tokens(self, req: Any) -> float:
+        return math.inf if self.queue is None else self.queue.expected_new_tokens(req)
+
+    def limit_chunk(self, chunk_tokens: int | None, chunked_req: Any, waiting_queue: list[Any]) -> int | None:
+        if self.queue is None:
+            return chunk_tokens
+        return self.queue.limit_chunk(chunk_tokens, chunked_req, waiting_queue)
 
     def on_requests_admitted(self, reqs: list[Any]) -> None:
         if self.queue is not None:

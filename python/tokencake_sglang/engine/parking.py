@@ -7,22 +7,25 @@ retracts some of them if they do not fit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
 class Parking:
     """`parked` counts the steps in which a prompt had to wait."""
 
-    def __init__(self, scheduler: Any, cache: Any) -> None:
+    def __init__(self, scheduler: Any, cache: Any, limit_chunk: Callable[..., int | None]) -> None:
         self.scheduler = scheduler
         self.cache = cache
+        self.limit_chunk = limit_chunk  # of a batch, as the scheduler asks for it
         self.parked = 0
 
     def must_wait(self, req: Any, running_batch: Any) -> bool:
         """`req` has chunks left; `running_batch` decodes beside it. With nothing running nobody could make room."""
         running = len(running_batch.reqs)
         left = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
-        chunk = min(left, self.scheduler.chunked_prefill_size or left)
+        scheduler = self.scheduler
+        chunk = min(left, self.limit_chunk(scheduler.chunked_prefill_size, req, scheduler.waiting_queue) or left)
         room = self.cache.token_to_kv_pool_allocator.available_size() + self.cache.evictable_size()
         waits = running > 0 and room < chunk + (running + 1) * self.cache.page_size
         self.parked += waits

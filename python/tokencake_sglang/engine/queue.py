@@ -1,10 +1,11 @@
 """The waiting queue in the order of the spatial scheduler; programs at the door are passed over.
 
-Sits behind three calls of SGLang's scheduler (patch 0005) and translates: requests into values, answers into places.
+Sits behind calls of SGLang's scheduler (patches 0005, 0006) and translates: requests into values, answers into places.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tokencake_sglang.core.controller import Controller
@@ -50,7 +51,7 @@ class ProgramQueue:
     def agent_ended(self, key: str) -> None:
         program = self.program_of.pop(key, None)
         if program is not None:
-            self.spatial.agent_ended(program, key)
+            self.spatial.agent_ended(self.controller.now, program, key)
 
     def order(self, queue: list[Any]) -> None:
         """Sort the queue in place and decide who waits at the door."""
@@ -66,6 +67,18 @@ class ProgramQueue:
 
     def holds_back(self, req: Any) -> bool:
         return self.spatial.holds_back(req.rid)
+
+    def expected_new_tokens(self, req: Any) -> float:
+        """For SGLang's admission: what is left of the forecast. A request that went beyond it is of SGLang's count."""
+        left = self.spatial.most_expected(req.rid) - len(req.output_ids)
+        return left if left > 0 else math.inf
+
+    def limit_chunk(self, most: int | None, chunked_req: Any, waiting: list[Any]) -> int | None:
+        """For SGLang's next batch: of at most `most` prompt tokens, None: all of a prompt at once."""
+        if most is None:
+            return None
+        first = next((req for req in waiting if not self.holds_back(req)), None)
+        return self.spatial.limit_chunk(most, [req.rid for req in (chunked_req, first) if req is not None])
 
     def admitted(self, reqs: list[Any]) -> None:
         for req in reqs:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
+from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.errors import ConfigError
 from tokencake_sglang.server.refuse import BACKEND
 
@@ -13,6 +15,7 @@ CPU_SETTINGS = {"device": "cpu", "attention_backend": "torch_native", "sampling_
 CPU_HICACHE = {"hicache_io_backend": "direct", "hicache_mem_layout": "layer_first"}
 CUDA_HICACHE = {"hicache_io_backend": "kernel", "hicache_mem_layout": "page_first"}
 CUDA_CHUNKS = {"enable_mixed_chunk": True, "chunked_prefill_size": 128}
+PLAIN_CHUNK = 256  # of plain prompts beside programs, where TokenCake orders the queue
 LAYOUT_OF_DIRECT = "page_first_direct"
 
 
@@ -35,6 +38,16 @@ def choose(device: str, given: Mapping[str, Any], enabled: bool) -> dict[str, An
         if not CUDA_CHUNKS.keys() & given.keys():
             chosen.update(CUDA_CHUNKS)
     return {name: value for name, value in chosen.items() if name not in given}
+
+
+def share_chunks(chosen: Mapping[str, Any], config: TokenCakeConfig) -> tuple[dict[str, Any], TokenCakeConfig]:
+    """`chosen` and the settings, so that plain prompts beside programs have larger chunks than the programs. Nothing
+    changes where SGLang orders the queue, or where the chunks were not chosen here."""
+    size = chosen.get("chunked_prefill_size")
+    if size is None or config.order != "program":
+        return dict(chosen), config
+    config = config if config.chunk_tokens else replace(config, chunk_tokens=size)
+    return {**chosen, "chunked_prefill_size": max(PLAIN_CHUNK, config.chunk_tokens)}, config
 
 
 def device_of(given: Mapping[str, Any], accelerator: bool) -> str:

@@ -10,6 +10,7 @@ from tokencake_sglang.core.spatial.views import Waiting
 
 EPISODE_GAP_S = 10.0  # a program that did nothing for this long begins anew
 AGENTS_KEPT = 256  # of one program, in order to know whether it is at something
+OVER_KEPT = 4096  # programs whose agents have all ended, while another may follow
 
 #: Of an agent: whether it waits for a call, and when it was last heard of. None: unknown.
 AgentState = Callable[[str], tuple[bool, float] | None]
@@ -24,6 +25,7 @@ class Program:
     agents: dict[str, None] = field(default_factory=dict)
     rids: dict[str, None] = field(default_factory=dict)  # its requests, waiting or running
     quiet_since: float = 0.0
+    is_plain: bool = False  # a single request without an agent
 
     def remember(self, agent: str) -> None:
         self.agents.pop(agent, None)
@@ -33,11 +35,13 @@ class Program:
 
 
 class ProgramTable:
-    """Live programs by name. One without requests is kept as long as it may be between two of them."""
+    """Live programs by name. One without requests is kept as long as it may be between two of them. One whose agents
+    have all ended is no longer live, but has its age back when another of its agents comes within EPISODE_GAP_S."""
 
     def __init__(self, most: int = 65536) -> None:
         self._most = most
         self._programs: OrderedDict[str, Program] = OrderedDict()
+        self._over: OrderedDict[str, Program] = OrderedDict()  # the one that ended first, first
         self._at_it: dict[str, Program] = {}  # of agents; those that were at it when last looked at
         self.arrivals = 0
 
@@ -52,11 +56,14 @@ class ProgramTable:
 
     def request_added(self, now: float, name: str, waiting: Waiting, state: AgentState) -> Program:
         """`name` has one request more; a program that was away for long, or is new, arrives now."""
-        program = self._programs.get(name)
+        self._forget_over(now)
+        program = self._programs.get(name) or self._over.pop(name, None)
         if program is None or not self.is_at_it(now, program, state):
             self.arrivals += 1
             agents = program.agents if program is not None else {}
-            program = self._programs[name] = Program(name, now, self.arrivals, waiting.application, agents)
+            program = Program(
+                name, now, self.arrivals, waiting.application, agents, is_plain=not waiting.program)
+        self._programs[name] = program
         self._programs.move_to_end(name)
         if waiting.agent:
             program.remember(waiting.agent)
@@ -71,14 +78,14 @@ class ProgramTable:
             return
         program.rids.pop(rid, None)
         program.quiet_since = now
-        self._drop_if_over(program)
+        self._drop_if_over(now, program)
 
-    def agent_ended(self, name: str, agent: str) -> None:
+    def agent_ended(self, now: float, name: str, agent: str) -> None:
         program = self._programs.get(name)
         if program is None:
             return
         program.agents.pop(agent, None)
-        self._drop_if_over(program)
+        self._drop_if_over(now, program)
 
     def at_it(self, now: float, state: AgentState) -> list[Program]:
         """Programs of agents that are at it, the oldest first. Does not look at those that were not the last time and
@@ -94,11 +101,24 @@ class ProgramTable:
         known = [found for found in map(state, program.agents) if found is not None]
         return any(calls or now - seen <= EPISODE_GAP_S for calls, seen in known)
 
-    def _drop_if_over(self, program: Program) -> None:
+    def _drop_if_over(self, now: float, program: Program) -> None:
         """A plain request is over with its end, a program with its last agent and request."""
-        if not program.rids and not program.agents:
-            self._programs.pop(program.name, None)
-            self._at_it.pop(program.name, None)
+        if program.rids or program.agents:
+            return
+        self._programs.pop(program.name, None)
+        self._at_it.pop(program.name, None)
+        if not program.is_plain:
+            program.quiet_since = now
+            self._over[program.name] = program
+            if len(self._over) > OVER_KEPT:
+                self._over.popitem(last=False)
+
+    def _forget_over(self, now: float) -> None:
+        while self._over:
+            name, program = next(iter(self._over.items()))
+            if now - program.quiet_since <= EPISODE_GAP_S:
+                return
+            del self._over[name]
 
     def _forget_oldest(self) -> None:
         while len(self._programs) > self._most:

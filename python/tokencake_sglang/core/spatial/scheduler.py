@@ -62,6 +62,7 @@ class SpatialScheduler:
         self.place: Callable[[str], Place | None] = lambda rid: None  # of a request in the run of its graph
         self._entries: dict[str, _Entry] = {}
         self._number = 0
+        self._of_programs = 0  # requests
         self._changed = True  # the order may have
         self._turns = False  # several pools take turns, so that each admission changes the order
         self._ranked_at = self._placed_at = -math.inf
@@ -85,6 +86,7 @@ class SpatialScheduler:
         name = waiting.program or waiting.rid
         program = self.programs.request_added(now, name, waiting, state)
         self._entries[waiting.rid] = _Entry(waiting, self._number, program, now)
+        self._of_programs += bool(waiting.program)
         self._changed = True
 
     def request_admitted(self, now: float, rid: str, new_tokens: int) -> None:
@@ -123,6 +125,7 @@ class SpatialScheduler:
         if entry is None:
             return
         waiting = entry.waiting
+        self._of_programs -= bool(waiting.program)
         if output_tokens is not None:
             self.lengths.observe(waiting.kind, output_tokens)
             if entry.charged is not None:
@@ -132,9 +135,9 @@ class SpatialScheduler:
         self._learn_from_ended(entry.program)
         self._changed = self._changed or self._turns
 
-    def agent_ended(self, program: str, agent: str) -> None:
+    def agent_ended(self, now: float, program: str, agent: str) -> None:
         known = self.programs.get(program)
-        self.programs.agent_ended(program, agent)
+        self.programs.agent_ended(now, program, agent)
         if known is not None:
             self._learn_from_ended(known)
 
@@ -237,6 +240,24 @@ class SpatialScheduler:
         if entry is None or not entry.waiting.program or entry.program.name == self._let_in:
             return False
         return entry.program.name in self.held_back or entry.program.order > self._newest
+
+    def limit_chunk(self, most: int, rids: Sequence[str]) -> int:
+        """How many prompt tokens a batch may hold in which the prompts of `rids` are next: `most` if one is plain while
+        programs have requests, since their decoding would make it long; else a small chunk."""
+        entries = [self._entries.get(rid) for rid in rids]
+        is_plain = any(entry is not None and not entry.waiting.program for entry in entries)
+        if (is_plain and self._of_programs) or not self.config.chunk_tokens:
+            return most
+        return min(most, self.config.chunk_tokens)
+
+    def most_expected(self, rid: str) -> float:
+        """Tokens that the request will hardly exceed: as its client says, else by its kind; infinity: nothing is known,
+        or admission goes by what was asked for."""
+        entry = self._entries.get(rid) if self.config.admission == "forecast" else None
+        if entry is None:
+            return math.inf
+        told = entry.waiting.expected_tokens
+        return self.lengths.bound(entry.waiting.kind) if told is None else told
 
     # -- inside ---------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from tokencake_sglang.emulator.program import Call, Output, Part, Program, Text,
 from tokencake_sglang.emulator.workloads import arrivals, forecast
 from tokencake_sglang.emulator.workloads.files import read_json
 from tokencake_sglang.emulator.workloads.parameters import Parameter, choice, number, path, whole
+from tokencake_sglang.emulator.workloads.traces import MAX_NEW_TOKENS, max_new_tokens
 
 SCHEMA = "agent-dag/1"
 ROLE_FIRST = {("code_writer", "artifact")}  # the file says so in words (`prompt_rule`); others: "role_first": true
@@ -40,6 +41,7 @@ def parameters(profile: str | None) -> dict[str, Parameter]:
         "tool_noise_scale": number(0.0, "its scale, as a share of the mean"),
         "tool_factor": number(1.0, "all tool durations times this"),
         "forecast": forecast.parameter("mean"),
+        "max_new_tokens": whole(None, MAX_NEW_TOKENS),
         "horizon_s": number(None, "end of the run", above=True),
     }
     return known | arrivals.parameters(qps=1.0)
@@ -186,7 +188,8 @@ def _calls(graph: Graph, app_id: str, seed: str, values: Mapping[str, Any]) -> t
             name=name, agent=agents[name], agent_type=node["agent_type"],
             prompt=tuple(part for _, part in prompts[name]), output_tokens=node["max_new_tokens"][graph.budget],
             after=tuple(parent for parent, _ in graph.parents[name]), tool=_tool(node, rng, values),
-            critical=node["critical"], last_of_agent=last[agents[name]] == name)
+            critical=node["critical"], last_of_agent=last[agents[name]] == name,
+            max_new_tokens=max_new_tokens(node["max_new_tokens"][graph.budget], values))
         for name, node in graph.nodes.items())
 
 

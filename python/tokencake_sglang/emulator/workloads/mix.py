@@ -1,4 +1,4 @@
-"""Several workloads in one run: `parts` is a list of {"name", "seed", "params", "label"}; name is needed.
+"""Several workloads in one run: `parts` is a list of {"name", "seed", "params", "label", "tenant"}; name is needed.
 
 Programs and their own texts are renamed LABEL/..., so that two parts of one workload are different programs (a
 label defaults to the name, with a number from the second on). Texts that all programs share stay shared. Lanes of the
@@ -15,18 +15,19 @@ from tokencake_sglang.emulator.program import Part, Program, Text, Workload
 from tokencake_sglang.emulator.spec import WorkloadSpec
 from tokencake_sglang.emulator.workloads.parameters import Parameter, number
 
-FIELDS = {"name", "seed", "params", "label"}
+FIELDS = {"name", "seed", "params", "label", "tenant"}
 
 
 def _is_part(part: Any) -> bool:
     return isinstance(part, dict) and set(part) <= FIELDS and isinstance(part.get("name"), str) \
-        and isinstance(part.get("params", {}), dict) and isinstance(part.get("label", ""), str)
+        and isinstance(part.get("params", {}), dict) \
+        and all(isinstance(part.get(name, ""), str) for name in ("label", "tenant"))
 
 
 def parameters() -> dict[str, Parameter]:
     return {
-        "parts": Parameter([], "the workloads, each {name, seed, params, label}",
-                           "a list of objects with name and, if wanted, seed, params and label",
+        "parts": Parameter([], "the workloads, each {name, seed, params, label, tenant}",
+                           "a list of objects with name and, if wanted, seed, params, label and tenant",
                            lambda value: isinstance(value, list) and all(map(_is_part, value)) and bool(value)),
         "horizon_s": number(None, "end of the run (None: the parts')", above=True),
     }
@@ -50,7 +51,8 @@ def build(one: Callable[[WorkloadSpec], Workload], seed: str, values: Mapping[st
         for program in workload.programs:
             start = program.arrival_s if program.lane is None else starts.get(program.lane, 0.0) + program.arrival_s
             starts[program.lane] = start
-            entries.append((start, _renamed(program, label, lanes)))
+            tenant = part.get("tenant", program.tenant)
+            entries.append((start, replace(_renamed(program, label, lanes), tenant=tenant)))
         lanes += 1 + max((program.lane for program in workload.programs if program.lane is not None), default=-1)
     programs = tuple(program for _, program in sorted(entries, key=lambda entry: entry[0]))
     known = [horizon for horizon in horizons if horizon is not None]
