@@ -2,7 +2,7 @@
 
 Calls are timed exclusively: what a call of one share spends inside a call of another counts for that other. Eviction is
 a share of its own, on stock and with TokenCake: SGLang ranks every evictable leaf in it, TokenCake adds to each rank,
-and a clock read around each would cost more than the rank. The figures are the only part of a result that differs from
+and a clock read around each would cost more than the rank. The start of a copy is SGLang's, whoever asks for it. The figures are the only part of a result that differs from
 run to run.
 """
 
@@ -49,6 +49,8 @@ class CostMeter:
             self._wrap(extension.controller, "tick", TOKENCAKE)
             for hook in CACHE_HOOKS:
                 self._wrap(extension.cache, hook, TOKENCAKE)
+            for copy in ("write_backup", "load_back"):
+                self._wrap(extension.cache, copy, SGLANG)
 
     def _wrap(self, owner: Any, name: str, share: str, before: Any = None) -> None:
         method = getattr(owner, name)
