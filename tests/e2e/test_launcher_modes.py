@@ -32,7 +32,7 @@ def test_without_the_switch_the_routes_answer_503_and_metadata_is_ignored():
 
 
 @pytest.mark.parametrize(("flags", "said"), [
-    (["--dp-size", "2"], "--dp-size 2"),
+    (["--pp-size", "2"], "--pp-size 2"),
     (["--sleep-on-idle"], "--sleep-on-idle"),
 ])
 def test_a_refused_start_ends_with_status_2_and_one_line(flags, said):

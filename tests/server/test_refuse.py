@@ -15,7 +15,7 @@ from tokencake_sglang.core.errors import ConfigError
 from tokencake_sglang.server import refuse
 
 REFUSED = {
-    "dp_size": 2, "pp_size": 2, "nnodes": 2, "dcp_size": 2, "attn_cp_size": 2, "tokenizer_worker_num": 2,
+    "pp_size": 2, "nnodes": 2, "dcp_size": 2, "attn_cp_size": 2, "tokenizer_worker_num": 2,
     "enable_dp_attention": True, "enable_pdmux": True, "sleep_on_idle": True, "speculative_algorithm": "EAGLE",
     "dllm_algorithm": "LowConfidence", "disable_radix_cache": True, "radix_cache_backend": "flexkv",
     "enable_lmcache": True, "enable_flexkv": True, "enable_hisparse": True, "enable_unified_memory": True,

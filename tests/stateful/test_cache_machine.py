@@ -12,6 +12,7 @@ What was broken, and which check then failed within the ordinary number of lives
 - an upload that takes room beyond free and dead KV: `upload`, KV of a live agent evicted;
 - a batch that does not wait for KV on its way, an upload that counts as landed too early: `forward`, the slots
   hold what was there before;
+- a dead node that is not counted again when it is locked, split or leaves the device: `dead_kv_is_counted_right`;
 - a cancel, or the end of an agent, that leaves the offload under way: `cancel`, `agent_ends`.
 It does not see the order inside an eviction class, nor which host copies make room (tests/engine does).
 """
@@ -36,6 +37,7 @@ from hypothesis.stateful import (
 from tests.support.cache_fixture import CacheHarness
 from tests.support.transfer_clock import TransferClock
 from tokencake_sglang.core.plan import CancelOffload, Offload, Release, Upload
+from tokencake_sglang.core.types import Footprint
 from tokencake_sglang.engine.moves import KvMover
 from tokencake_sglang.engine.owners import ANONYMOUS, owners_of
 
@@ -381,6 +383,29 @@ class CacheMachine(RuleBasedStateMachine):
             tokens = self.h.tokens_of(node)
             assert set(owners_of(node)) == self.owners(tokens), (
                 f"node of {len(tokens)} tokens: tags {set(owners_of(node))}, model {self.owners(tokens)}")
+
+    @invariant()
+    def dead_kv_is_counted_right(self) -> None:
+        owners = self.h.cache.owners
+        free = [n for n in self.h.nodes() if n.id in owners.dead and n.value is not None and n.lock_ref == 0]
+        assert owners.dead_evictable_tokens(10**6) == sum(len(n.key) for n in free)
+
+    @invariant()
+    def footprints_are_what_the_tree_holds(self) -> None:
+        owners = self.h.cache.owners
+        for key in AGENTS:
+            mine = [n for n in self.h.nodes() if key in owners_of(n)]
+            alone = [n for n in mine if n.value is not None and len(owners_of(n)) == 1]
+            path = self.h.path(owners.leaf[key]) if key in owners.leaf else []
+            expected = Footprint(
+                device_tokens=sum(len(n.key) for n in mine if n.value is not None),
+                host_tokens=sum(len(n.key) for n in mine if n.host_value is not None),
+                unshared_device_tokens=sum(len(n.key) for n in alone),
+                restore_tokens=sum(len(n.key) for n in path if n.value is None),
+                path_tokens=sum(len(n.key) for n in path),
+                backed_up_tokens=sum(len(n.key) for n in alone if n.host_value is not None))
+            assert owners.footprint(key) == expected
+            assert owners.device_tokens(key) == expected.device_tokens
 
     @invariant()
     def offloads_and_uploads_exclude_each_other(self) -> None:

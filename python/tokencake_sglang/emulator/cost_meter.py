@@ -2,8 +2,8 @@
 
 Calls are timed exclusively: what a call of one share spends inside a call of another counts for that other. Eviction is
 a share of its own, on stock and with TokenCake: SGLang ranks every evictable leaf in it, TokenCake adds to each rank,
-and a clock read around each would cost more than the rank. The figures are the only part of a result that differs from
-run to run.
+and a clock read around each would cost more than the rank. The start of a copy is SGLang's, whoever asks for it. The
+figures are the only part of a result that differs from run to run.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ SGLANG, EVICTION, TOKENCAKE, EMULATOR = SHARES = "sglang", "eviction", "tokencak
 EXTENSION_CALLS = ("extend_received", "on_request_added", "order_waiting_queue", "parks_chunk", "on_requests_admitted")
 CACHE_HOOKS = ("on_step", "on_request_ended", "on_request_finished", "on_node_inserted", "on_node_split",
                "on_node_removed")
+COPIES = ("write_backup", "load_back")
 
 
 class CostMeter:
@@ -49,6 +50,8 @@ class CostMeter:
             self._wrap(extension.controller, "tick", TOKENCAKE)
             for hook in CACHE_HOOKS:
                 self._wrap(extension.cache, hook, TOKENCAKE)
+            for copy in COPIES:
+                self._wrap(extension.cache, copy, SGLANG)
 
     def _wrap(self, owner: Any, name: str, share: str, before: Any = None) -> None:
         method = getattr(owner, name)

@@ -78,6 +78,16 @@ class TokenCakeHiRadixCache(HiRadixCache):
     def on_node_removed(self, node: Any) -> None:
         self.owners.on_removed(node)
 
+    def inc_lock_ref(self, node: Any) -> Any:
+        result = super().inc_lock_ref(node)
+        self.owners.recount_path(node)
+        return result
+
+    def dec_lock_ref(self, node: Any, *args: Any, **kwargs: Any) -> Any:
+        result = super().dec_lock_ref(node, *args, **kwargs)
+        self.owners.recount_path(node)
+        return result
+
     def cache_unfinished_req(self, req: Any, *args: Any, **kwargs: Any) -> None:
         waited_for, met_load = req.last_node, self._match_met_load
         self._last_free_step = self._step
@@ -165,6 +175,11 @@ class TokenCakeHiRadixCache(HiRadixCache):
     def _is_worth_less(self, node: Any, worth: Callable[[Any], float], below: float) -> bool:
         rank = self.owners.rank(node)
         return rank == RANK_DEAD or (rank == RANK_ORDINARY and worth(node) < below)
+
+    def _detach_backuped(self, node: Any) -> int:
+        tokens = super()._detach_backuped(node)
+        self.owners.recount(node)
+        return tokens
 
     def _give_up(self, node: Any) -> int:
         with self.worth.resting_since(node):  # its parent, a leaf from now on, was not used after it

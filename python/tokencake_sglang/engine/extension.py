@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 from sglang.srt.managers.scheduler_extension import SchedulerExtension
@@ -37,7 +38,8 @@ class TokenCakeExtension(SchedulerExtension):
     def __init__(self, scheduler: Any, config: TokenCakeConfig) -> None:
         verify_cache(scheduler.tree_cache)
         self.scheduler = scheduler
-        self.config = config
+        self.dp_rank = scheduler.ps.dp_rank or 0
+        self.config = config = of_replica(config, self.dp_rank)
         self.cache: TokenCakeHiRadixCache = scheduler.tree_cache
         if scheduler.enable_overlap:
             fence_copies(self.cache.cache_controller, scheduler.forward_stream, self.cache.freed_under_pass)
@@ -145,7 +147,10 @@ class TokenCakeExtension(SchedulerExtension):
         if self.queue is not None:
             self._try_admission_again()
 
-    def _on_control(self, req: TokenCakeControlReq) -> TokenCakeControlReqOutput:
+    def _on_control(self, req: TokenCakeControlReq) -> TokenCakeControlReqOutput | None:
+        """The answer; none to a call that is another replica's."""
+        if req.dp_rank not in (-1, self.dp_rank):
+            return None
         payload = json.loads(req.payload)
         if req.op == "state":
             status, body = 200, state_report(self, payload.get("agents", 100), payload.get("stalls", 0))
@@ -163,7 +168,8 @@ class TokenCakeExtension(SchedulerExtension):
             reply = self.controller.event(payload)
             status, body = reply.status, reply_body(reply.status, reply.result, reply.message)
         return TokenCakeControlReqOutput(
-            http_worker_ipc=req.http_worker_ipc, control_id=req.control_id, status=status, body=json.dumps(body))
+            http_worker_ipc=req.http_worker_ipc, control_id=req.control_id, status=status, body=json.dumps(body),
+            dp_rank=self.dp_rank)
 
     def _build_metrics(self) -> Metrics | None:
         """On rank 0 of a server with --enable-metrics, with the labels of SGLang's own metrics; else None."""
@@ -181,6 +187,14 @@ class TokenCakeExtension(SchedulerExtension):
     def _on_reset(self) -> None:
         self.mover.reset()
         self.controller.reset()
+
+
+def of_replica(config: TokenCakeConfig, dp_rank: int) -> TokenCakeConfig:
+    """Settings with files of its own for each data-parallel replica but the first."""
+    if not dp_rank:
+        return config
+    files = {name: f"{path}.dp{dp_rank}" for name in ("history", "decision_log") if (path := getattr(config, name))}
+    return replace(config, **files)
 
 
 def reply_body(status: int, result: str, message: str) -> dict[str, Any]:

@@ -10,20 +10,22 @@ from sglang.srt.managers.io_struct import BaseReq, hook_custom_types
 
 
 class TokenCakeControlReq(BaseReq, kw_only=True):
-    """One control call. `op` is "event", "actions", "state", "graph" (keep this one), "show_graph" or "save" (the
-    history, now); `payload` is a JSON object."""
+    """One control call, for one data-parallel replica or for all (-1). `op` is "event", "actions", "state", "graph"
+    (keep this one), "show_graph" or "save" (the history, now); `payload` is a JSON object."""
 
     control_id: str
     op: str
     payload: str
+    dp_rank: int = -1
 
 
 class TokenCakeControlReqOutput(BaseReq, kw_only=True):
-    """The answer to a control call: an HTTP status and a JSON body."""
+    """The answer of one replica to a control call: an HTTP status and a JSON body."""
 
     control_id: str
     status: int
     body: str
+    dp_rank: int = 0
 
 
 class TokenCakeTickReq(BaseReq, kw_only=True):

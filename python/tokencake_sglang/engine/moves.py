@@ -96,12 +96,12 @@ class KvMover:
             loads_in_flight=self.cache.loads_in_flight(),
             load_slots=self._load_slots(),
             waiting=viewed,
-            growth_tokens=sum(max(0, req.sampling_params.max_new_tokens - len(req.output_ids)) for req in running),
+            growth_tokens=sum([max(0, req.sampling_params.max_new_tokens - len(req.output_ids)) for req in running]),
             costs=self.costs,
         )
 
     def live_rids(self) -> frozenset[str]:
-        return frozenset(req.rid for req in held(self.scheduler) if not req.finished())
+        return frozenset([req.rid for req in held(self.scheduler) if req.finished_reason is None])
 
     # -- decisions ------------------------------------------------------------------------------------------
 
@@ -344,6 +344,6 @@ class KvMover:
 
     def _waiting_view(self, req: Any) -> WaitingView:
         key, prompt = agent_key(req), len(req.origin_input_ids) + len(req.output_ids)
-        there = self.cache.owners.footprint(key).device_tokens
+        there = self.cache.owners.device_tokens(key)
         growth = max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
         return WaitingView(key, prompt + growth, max(0, prompt - there))

@@ -2,12 +2,12 @@
 
 A node's owners are those whose requests went through it, so a parent has every owner of its children. A node
 used by a request without identity is owned by `ANONYMOUS` as well and counts as shared for good. The tags
-live on SGLang's TreeNode (an attribute `agent_owners`); this class holds the way back, from agent to nodes.
+live on SGLang's TreeNode (an attribute `agent_owners`, and `owned_tokens`, its length, which SGLang counts at every
+question); this class holds the way back, from agent to nodes.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +16,8 @@ from tokencake_sglang.core.types import Footprint
 
 ANONYMOUS = ""
 RANK_DEAD, RANK_ORDINARY, RANK_PROTECTED = 0, 1, 2  # eviction classes, given up in this order
-DEAD_COUNTED = 1024  # dead nodes that are looked at in order to know how much of them is on the device
 NO_OWNERS: dict[str, None] = {}
+NO_NODES: dict[int, Any] = {}
 
 Node = Any  # sglang.srt.mem_cache.radix_cache.TreeNode
 
@@ -34,6 +34,8 @@ class OwnerIndex:
         self.leaf: dict[str, Node] = {}  # agent -> end of the path inserted last
         self.protected: dict[str, None] = {}  # agents whose KV is evicted after all other
         self.dead: dict[int, Node] = {}  # nodes that had owners, all of which have ended
+        self.dead_tokens = 0  # of those, what is on the device and not locked
+        self._counted: dict[int, int] = {}  # dead node -> its part of that
         self.next_use: dict[str, float] = {}  # agent -> when its KV is expected to be used again
         self.on_lowered: Callable[[Node], None] = lambda node: None  # what a node is worth may have fallen
         self.ledger = Ledger()  # by program
@@ -44,6 +46,8 @@ class OwnerIndex:
         self.leaf.clear()
         self.protected.clear()
         self.dead.clear()
+        self._counted.clear()
+        self.dead_tokens = 0
         self.next_use.clear()
         self.ledger.clear()
 
@@ -56,14 +60,17 @@ class OwnerIndex:
             node = node.parent
 
     def on_split(self, new_node: Node, child: Node) -> None:
-        self.ledger.split(new_node.id, len(new_node.key), child.id, len(child.key))
+        new_node.owned_tokens, child.owned_tokens = len(new_node.key), len(child.key)
+        self.ledger.split(new_node.id, new_node.owned_tokens, child.id, child.owned_tokens)
         for key in owners_of(child):
             self._own(new_node, key)
         if child.id in self.dead:
             self.dead[new_node.id] = new_node
+            self.recount(new_node)
+            self.recount(child)
 
     def on_removed(self, node: Node) -> None:
-        self.dead.pop(node.id, None)
+        self._revive(node)
         self.ledger.drop(node.id)
         for key in owners_of(node):
             mine = self.nodes.get(key)
@@ -85,6 +92,7 @@ class OwnerIndex:
             self.ledger.remove(node.id, self.program_of(key))
             if not node.agent_owners:
                 self.dead[node.id] = node
+                self.recount(node)
             self.on_lowered(node)
 
     def unprotect(self, key: str) -> None:
@@ -120,25 +128,30 @@ class OwnerIndex:
 
     def footprint(self, key: str) -> Footprint:
         device = host = unshared = backed_up = 0
-        for node in self.nodes.get(key, {}).values():
-            length = len(node.key)
+        for node in self.nodes.get(key, NO_NODES).values():
+            tokens, has_copy = node.owned_tokens, node.host_value is not None
             if node.value is not None:
-                device += length
-                if len(owners_of(node)) == 1:
-                    unshared += length
-                    backed_up += length if node.host_value is not None else 0
-            if node.host_value is not None:
-                host += length
-        restore = sum(len(n.key) for n in self.evicted_path(key))
-        return Footprint(device, host, unshared, restore, self.path_tokens(key), backed_up)
-
-    def path_tokens(self, key: str) -> int:
-        """Length of the agent's latest path, on whichever tier."""
-        tokens, node = 0, self.leaf.get(key)
+                device += tokens
+                if len(node.agent_owners) == 1:
+                    unshared += tokens
+                    if has_copy:
+                        backed_up += tokens
+            if has_copy:
+                host += tokens
+        path = restore = 0
+        node, on_host_only = self.leaf.get(key), True
         while node is not None and node.parent is not None:
-            tokens += len(node.key)
+            on_host_only = on_host_only and node.value is None
+            path += node.owned_tokens
+            if on_host_only:
+                restore += node.owned_tokens
             node = node.parent
-        return tokens
+        return Footprint(device, host, unshared, restore, path, backed_up)
+
+    def device_tokens(self, key: str) -> int:
+        """Of `footprint`."""
+        nodes = self.nodes.get(key, NO_NODES).values()
+        return sum([node.owned_tokens for node in nodes if node.value is not None])
 
     def evicted_path(self, key: str) -> list[Node]:
         """Nodes of the agent's latest path that are on the host only, root side first."""
@@ -151,24 +164,36 @@ class OwnerIndex:
         return path
 
     def dead_evictable_tokens(self, enough: int) -> int:
-        """Device tokens of dead, unlocked nodes; stops counting at `enough`, and after boundedly many nodes, the last
-        that died first: the others have mostly left the device."""
-        total = 0
-        for node in itertools.islice(reversed(self.dead.values()), DEAD_COUNTED):
-            if node.value is not None and node.lock_ref == 0:
-                total += len(node.key)
-                if total >= enough:
-                    break
-        return total
+        """Device tokens of dead, unlocked nodes, as far as there is need to know."""
+        return min(enough, self.dead_tokens)
+
+    def recount(self, node: Node) -> None:
+        """A dead node has come or gone, from the device or altogether, or has been locked or unlocked."""
+        free = node.id in self.dead and node.value is not None and node.lock_ref == 0
+        tokens = node.owned_tokens if free else 0
+        self.dead_tokens += tokens - self._counted.pop(node.id, 0)
+        if tokens:
+            self._counted[node.id] = tokens
+
+    def recount_path(self, node: Node) -> None:
+        """`node` and what is above it has been locked or unlocked. Nothing above a node that lives is dead."""
+        while node.id in self.dead:
+            self.recount(node)
+            node = node.parent
+
+    def _revive(self, node: Node) -> None:
+        if self.dead.pop(node.id, None) is not None:
+            self.recount(node)
 
     def _add(self, node: Node, key: str) -> None:
-        self.ledger.add(node.id, len(node.key), self.program_of(key))
+        node.owned_tokens = len(node.key)
+        self.ledger.add(node.id, node.owned_tokens, self.program_of(key))
         self._own(node, key)
 
     def _own(self, node: Node, key: str) -> None:
         if not hasattr(node, "agent_owners"):
             node.agent_owners = {}
         node.agent_owners[key] = None
-        self.dead.pop(node.id, None)
+        self._revive(node)
         if key != ANONYMOUS:
             self.nodes.setdefault(key, {})[node.id] = node

@@ -58,11 +58,13 @@ class ProgramQueue:
         now = self.controller.now
         if self.spatial.num_requests > len(queue) + len(on_device(self.scheduler)):
             self._forget_vanished()
-        rids = self.spatial.order(now, [req.rid for req in queue])
-        if rids is not None:
-            by_rid = {req.rid: req for req in queue}
-            if len(by_rid) == len(queue):
-                queue[:] = [by_rid[rid] for rid in rids]
+        if self.spatial.order_may_have_changed(now):
+            before = [req.rid for req in queue]
+            rids = self.spatial.order(now, before)
+            if rids is not None and rids != before:
+                by_rid = dict(zip(before, queue, strict=True))
+                if len(by_rid) == len(queue):
+                    queue[:] = map(by_rid.__getitem__, rids)
         self.spatial.admit(now, self._demand(), self._state)
 
     def holds_back(self, req: Any) -> bool:

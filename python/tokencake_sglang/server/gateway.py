@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import uuid
+from dataclasses import dataclass, field
 from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -23,7 +24,8 @@ from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeControlReq
 from tokencake_sglang.server.action_routes import build_action_router
 from tokencake_sglang.server.auth import UnauthorizedSentence
 from tokencake_sglang.server.graphs import build_graph_router
-from tokencake_sglang.server.identity import AgentIdentityMiddleware, attach_metadata
+from tokencake_sglang.server.identity import FIELD, AgentIdentityMiddleware, attach_metadata
+from tokencake_sglang.server.replicas import ALL, Replicas, merge
 from tokencake_sglang.server.routes import build_router, error_body
 from tokencake_sglang.server.tool_events import ToolEvents, WithToolEvents
 from tokencake_sglang.server.turns import StallInference
@@ -35,13 +37,25 @@ AUTH_TARGET = "sglang.srt.utils.auth.add_api_key_middleware"
 GENERATE_TARGET = "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request"
 
 
+@dataclass
+class _Call:
+    """A control call under way, and the answers of the replicas that were asked."""
+
+    asked: int
+    all_answered: asyncio.Future
+    answers: dict[int, TokenCakeControlReqOutput] = field(default_factory=dict)
+
+
 class ControlGateway:
     """Sends control calls through SGLang's tokenizer manager; to be used on that manager's event loop."""
 
     def __init__(self, tokenizer_manager: Any, max_in_flight: int = 4096) -> None:
         self._manager = tokenizer_manager
         self._max_in_flight = max_in_flight
-        self._waiting: dict[str, asyncio.Future] = {}
+        self._waiting: dict[str, _Call] = {}
+        dp_size = getattr(getattr(tokenizer_manager, "server_args", None), "dp_size", 1)
+        self.replicas = Replicas(dp_size) if dp_size > 1 else None
+        tokenizer_manager.tokencake_replicas = self.replicas
         self._prefix = uuid.uuid4().hex[:12]
         self._count = itertools.count()
         register_ipc_types()
@@ -59,13 +73,15 @@ class ControlGateway:
                                    f" {self._max_in_flight}. Send this one again after a pause.")
         self._manager.auto_create_handle_loop()
         control_id = f"{self._prefix}-{next(self._count)}"
-        answer = asyncio.get_running_loop().create_future()
-        self._waiting[control_id] = answer
+        dp_rank = ALL if self.replicas is None else self.replicas.of_call(op, payload)
+        asked = self.replicas.count if self.replicas is not None and dp_rank == ALL else 1
+        call = self._waiting[control_id] = _Call(asked, asyncio.get_running_loop().create_future())
         try:
-            self._manager._dispatch_to_scheduler(
-                TokenCakeControlReq(control_id=control_id, op=op, payload=json.dumps(payload)))
-            status, body = await asyncio.wait_for(answer, timeout_s)
-            return status, json.loads(body)
+            self._manager._dispatch_to_scheduler(TokenCakeControlReq(
+                control_id=control_id, op=op, payload=json.dumps(payload), dp_rank=dp_rank))
+            await asyncio.wait_for(call.all_answered, timeout_s)
+            answers = [(reply.status, json.loads(reply.body)) for _, reply in sorted(call.answers.items())]
+            return answers[0] if len(answers) == 1 else merge(op, answers)
         except asyncio.TimeoutError:
             return 504, error_body(504, "timeout", f"the scheduler did not answer the {op} call within {timeout_s:g} s;"
                                    " it may be busy with a long step. Send the same call again: a repeated event is"
@@ -75,9 +91,12 @@ class ControlGateway:
 
     def handle_reply(self, reply: TokenCakeControlReqOutput) -> None:
         """Called by the tokenizer manager for each answer. Never raises: an exception here would end the server."""
-        answer = self._waiting.pop(reply.control_id, None)
-        if answer is not None and not answer.done():
-            answer.set_result((reply.status, reply.body))
+        call = self._waiting.get(reply.control_id)
+        if call is None:
+            return
+        call.answers[reply.dp_rank] = reply
+        if len(call.answers) == call.asked and not call.all_answered.done():
+            call.all_answered.set_result(None)
 
 
 def mount(app: Any, gateway: ControlGateway | None, infer: str = "none", tool_events: str = "",
@@ -100,6 +119,16 @@ def mount(app: Any, gateway: ControlGateway | None, infer: str = "none", tool_ev
         app.user_middleware.append(Middleware(WithToolEvents, events=events))
 
 
+def before_generate(manager: Any, obj: Any, *args: Any, **kwargs: Any) -> None:
+    """Of each request, before SGLang's own checks: its agent's metadata, and the replica that its agent is on."""
+    attach_metadata(manager, obj, *args, **kwargs)
+    replicas = getattr(manager, "tokencake_replicas", None)
+    if replicas is not None and hasattr(obj, "routed_dp_rank"):
+        asked = obj.routed_dp_rank
+        if asked is None or (isinstance(asked, int) and 0 <= asked < replicas.count):  # SGLang refuses others
+            obj.routed_dp_rank = replicas.route(getattr(obj, FIELD, None), asked)
+
+
 def register_hooks(config: TokenCakeConfig | None) -> None:
     """Register the hooks of the HTTP process; SGLang applies them at the end of its plugin loading."""
 
@@ -119,7 +148,7 @@ def register_hooks(config: TokenCakeConfig | None) -> None:
     HookRegistry.register(SETUP_TARGET, before_setup, HookType.BEFORE)
     HookRegistry.register(AUTH_TARGET, after_auth, HookType.AFTER)
     if config is not None:
-        HookRegistry.register(GENERATE_TARGET, attach_metadata, HookType.BEFORE)
+        HookRegistry.register(GENERATE_TARGET, before_generate, HookType.BEFORE)
 
 
 def verify_hooks(enabled: bool) -> None:

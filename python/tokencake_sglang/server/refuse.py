@@ -39,7 +39,6 @@ def _one(attribute: str, reason: str, flag: str | None = None) -> Refusal:
 _HTTP = "Leave it out; --grpc-port beside HTTP is fine."
 
 REFUSALS: tuple[Refusal, ...] = (
-    _one("dp_size", "an agent's KV lives in one data-parallel rank, and requests and events are not routed to it yet"),
     _one("pp_size", "moves are not kept in step across pipeline stages"),
     _one("nnodes", "only servers on one machine are verified"),
     _one("dcp_size", "the host pool of decode context parallelism counts tokens differently"),

@@ -9,10 +9,10 @@ arrives. That is the bound on waiting.
 
 from __future__ import annotations
 
+import heapq
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 from tokencake_sglang.core.config import TokenCakeConfig
@@ -21,8 +21,9 @@ from tokencake_sglang.core.spatial.output_lengths import OutputLengths
 from tokencake_sglang.core.spatial.pace import Pace
 from tokencake_sglang.core.spatial.programs import AgentState, Program, ProgramTable
 from tokencake_sglang.core.spatial.shares import FairShares, cost
-from tokencake_sglang.core.spatial.urgency import urgency
+from tokencake_sglang.core.spatial.urgency import may_change, urgency
 from tokencake_sglang.core.spatial.views import Demand, Place, Waiting
+from tokencake_sglang.core.spatial.waiting_order import Entry, Pool, Rank, WaitingOrder
 
 INTERLEAVED = 64  # places of the queue that are shared out between pools; behind them pools follow one another
 PRESSED = 0.5  # of the capacity held: below it nobody waits at the door
@@ -30,23 +31,8 @@ LOOK_EVERY_S = 0.1  # the door is looked at again after this long,
 LOOK_FOR_EACH_S = 0.001  # or after this long for each program that was looked at, if that is longer,
 LOOK_AT_MOST_S = 10.0  # or at last after this long
 LONGEST_WAIT_S = 600.0  # that is told; a pace of a slow moment is no forecast for an hour
-RANKS_LAST_S = 1.0  # seniority and paths are looked at again after this long
+RANKS_LAST_S = 1.0  # seniority and ranks that may change are looked at again after this long
 SIBLINGS_SEEN = 256  # of a program, to find one that should have gone first
-
-#: Whether by its program's age; that, its priority, its urgency (two), its own age, its id. The smaller goes first.
-Rank = tuple[int, int, int, int, float, int, str]
-
-
-@dataclass
-class _Entry:
-    waiting: Waiting
-    number: int  # of its arrival
-    program: Program
-    joined_at: float
-    runs: bool = False
-    charged: float | None = None  # to its pool, at its admission
-    new_tokens: int = 0
-    rank: Rank | None = None  # in its program; None: not looked up yet
 
 
 class SpatialScheduler:
@@ -60,7 +46,8 @@ class SpatialScheduler:
         self.peaks = Peaks()
         self.held_back: frozenset[str] = frozenset()
         self.place: Callable[[str], Place | None] = lambda rid: None  # of a request in the run of its graph
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
+        self._order = WaitingOrder(self._rank)
         self._number = 0
         self._of_programs = 0  # requests
         self._changed = True  # the order may have
@@ -78,15 +65,14 @@ class SpatialScheduler:
     def request_added(self, now: float, waiting: Waiting, state: AgentState) -> None:
         """It has joined the queue, or joined it again after a retraction."""
         entry = self._entries.get(waiting.rid)
-        if entry is not None:
-            entry.runs, entry.rank = False, None
-            self._changed = True
-            return
-        self._number += 1
-        name = waiting.program or waiting.rid
-        program = self.programs.request_added(now, name, waiting, state)
-        self._entries[waiting.rid] = _Entry(waiting, self._number, program, now)
-        self._of_programs += bool(waiting.program)
+        if entry is None:
+            self._number += 1
+            name = waiting.program or waiting.rid
+            program = self.programs.request_added(now, name, waiting, state)
+            entry = self._entries[waiting.rid] = Entry(waiting, self._number, program, now, waiting.pool)
+            self._of_programs += bool(waiting.program)
+        entry.runs = False
+        self._order.add(entry)
         self._changed = True
 
     def request_admitted(self, now: float, rid: str, new_tokens: int) -> None:
@@ -95,11 +81,12 @@ class SpatialScheduler:
         if entry is None or entry.runs:
             return
         entry.runs = True
+        self._order.remove(entry)
         self.pace.admitted(now)
         if entry.charged is None:
             entry.charged = self._cost(entry.waiting, new_tokens)
             entry.new_tokens = new_tokens
-            self.shares.admit(entry.waiting.pool, entry.charged)
+            self.shares.admit(entry.pool, entry.charged)
         self._changed = self._changed or self._turns
 
     def critical_inversions(self, rids: Sequence[str]) -> int:
@@ -107,7 +94,7 @@ class SpatialScheduler:
         that still waits."""
         return sum(self._passes_a_sibling(self._entries[rid]) for rid in rids if rid in self._entries)
 
-    def _passes_a_sibling(self, entry: _Entry) -> bool:
+    def _passes_a_sibling(self, entry: Entry) -> bool:
         place = self.place(entry.waiting.rid)
         if place is None:
             return False
@@ -124,13 +111,14 @@ class SpatialScheduler:
         entry = self._entries.pop(rid, None)
         if entry is None:
             return
+        self._order.remove(entry)
         waiting = entry.waiting
         self._of_programs -= bool(waiting.program)
         if output_tokens is not None:
             self.lengths.observe(waiting.kind, output_tokens)
             if entry.charged is not None:
                 real = cost(entry.new_tokens, waiting.prompt_tokens, output_tokens)
-                self.shares.correct(waiting.pool, real - entry.charged)
+                self.shares.correct(entry.pool, real - entry.charged)
         self.programs.request_ended(now, entry.program.name, rid)
         self._learn_from_ended(entry.program)
         self._changed = self._changed or self._turns
@@ -157,34 +145,28 @@ class SpatialScheduler:
 
     # -- questions ------------------------------------------------------------------------------------------
 
+    def order_may_have_changed(self, now: float) -> bool:
+        """Whether `order` is worth asking."""
+        return self._changed or self._order.is_renewing or now - self._ranked_at >= RANKS_LAST_S
+
     def order(self, now: float, rids: Sequence[str]) -> list[str] | None:
         """The waiting requests in the order in which to try them; None if that has not changed since the last call.
 
         Requests that were never added keep their places behind all others."""
-        if not self._changed and now - self._ranked_at < RANKS_LAST_S:
+        if not self.order_may_have_changed(now):
             return None
-        self._changed, self._ranked_at = False, now
-        renew = now - self._placed_at >= RANKS_LAST_S
-        self._placed_at = now if renew else self._placed_at
-        oldest = now - self.config.seniority_s
-        pools: dict[tuple[str, str], list[Rank]] = {}
-        unknown = []
-        for rid in rids:
-            entry = self._entries.get(rid)
-            if entry is None:
-                unknown.append(rid)
-                continue
-            if renew or entry.rank is None:
-                entry.rank = self._rank(now, entry)
-            is_old = entry.program.arrived_at < oldest
-            rank = (0, 0, 0, 0, 0.0, entry.number, rid) if is_old else entry.rank
-            pools.setdefault(entry.waiting.pool, []).append(rank)
-        for ranked in pools.values():
-            ranked.sort()
+        is_due = self._changed or now - self._ranked_at >= RANKS_LAST_S
+        if is_due and now - self._placed_at >= RANKS_LAST_S:
+            self._placed_at = now
+            self._order.renew()
+        if not self._order.place(now, now - self.config.seniority_s) and not is_due:
+            return None
+        self._changed, self._ranked_at = False, now if is_due else self._ranked_at
+        pools, unknown = self._order.of(rids)
         self.shares.update(pools)
         self._turns = len(pools) > 1
-        self._waiting_orders = sorted(self._entries[rid].program.order for rid in rids if rid in self._entries)
-        return self._interleaved({pool: [rank[-1] for rank in ranked] for pool, ranked in pools.items()}) + unknown
+        self._waiting_orders = self._order.orders()
+        return self._interleaved(pools) + unknown
 
     def waits(self, program: Program) -> int:
         """How many of its requests wait."""
@@ -261,26 +243,35 @@ class SpatialScheduler:
 
     # -- inside ---------------------------------------------------------------------------------------------
 
-    def _rank(self, now: float, entry: _Entry) -> Rank:
-        waiting = entry.waiting
-        slow, path = urgency(self.config.priority, now, waiting, entry.joined_at, self.place(waiting.rid))
-        return 1, entry.program.order, -waiting.priority, slow, path, entry.number, waiting.rid
+    def _rank(self, now: float, entry: Entry) -> tuple[Rank, bool]:
+        waiting, priority = entry.waiting, self.config.priority
+        place = self.place(waiting.rid)
+        slow, path = urgency(priority, now, waiting, entry.joined_at, place)
+        rank = 1, entry.program.order, -waiting.priority, slow, path, entry.number, waiting.rid
+        return rank, may_change(priority, place)
 
-    def _interleaved(self, pools: dict[tuple[str, str], list[str]]) -> list[str]:
+    def _interleaved(self, pools: dict[Pool, list[str]]) -> list[str]:
+        """The pool that has been served least takes the next place. Behind INTERLEAVED places one pool follows the
+        other, that which would be next first."""
         if len(pools) == 1:
-            return next(iter(pools.values()))
-        times, taken, order = self.shares.times(), dict.fromkeys(pools, 0), []
-        while len(order) < INTERLEAVED:
-            open_pools = [pool for pool in pools if taken[pool] < len(pools[pool])]
-            if not open_pools:
-                return order
-            pool = min(open_pools, key=lambda pool: (times.get(pool, 0.0), pool))
+            return next(iter(pools.values())).copy()
+        times = self.shares.times()
+        turns = [(times.get(pool, 0.0), pool) for pool in pools]
+        heapq.heapify(turns)
+        taken, order = dict.fromkeys(pools, 0), []
+        while turns and len(order) < INTERLEAVED:
+            at, pool = turns[0]
             rid = pools[pool][taken[pool]]
             taken[pool] += 1
             order.append(rid)
+            if taken[pool] == len(pools[pool]):
+                heapq.heappop(turns)
+                continue
             waiting = self._entries[rid].waiting
-            times[pool] = times.get(pool, 0.0) + self._cost(waiting, waiting.prompt_tokens)
-        return order + [rid for pool in pools for rid in pools[pool][taken[pool]:]]
+            heapq.heapreplace(turns, (at + self._cost(waiting, waiting.prompt_tokens), pool))
+        for _, pool in sorted(turns):
+            order += pools[pool][taken[pool]:]
+        return order
 
     def _cost(self, waiting: Waiting, new_tokens: int) -> float:
         expected: float | None = waiting.expected_tokens

@@ -30,6 +30,11 @@ def urgency(priority: str, now: float, waiting: Waiting, joined_at: float, place
     return NO_PLACE
 
 
+def may_change(priority: str, place: Place | None) -> bool:
+    """Whether the urgency of a request may become another while it waits."""
+    return priority in ("paper", "shipped") or (priority == "critical-path" and place is not None)
+
+
 def paper_score(structure: Structure, tokens: float, wait_s: float) -> float:
     """The paper's hybrid: w_static * depth * out_degree + wait * log(tokens / wait).
 

@@ -1,0 +1,155 @@
+"""The waiting requests of all pools, kept in order: a step costs by the requests that come, go or change their rank.
+
+A rank is looked up when a request joins. Where it may change while the request waits it is looked up again, those of
+all such requests from time to time (`renew`), RENEWED_PER_STEP of them in one step. A request whose program has come
+before the seniority goes by its own number, before all that have a rank.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tokencake_sglang.core.spatial.programs import Program
+from tokencake_sglang.core.spatial.views import Waiting
+
+RENEWED_PER_STEP = 16  # ranks that are looked up again in one step
+
+#: Whether by its program's age; that, its priority, its urgency (two), its own age, its id. The smaller goes first.
+Rank = tuple[int, int, int, int, float, int, str]
+Pool = tuple[str, str]  # tenant, class
+YOUNGER = (1,)  # the smallest rank by a program's age
+
+
+@dataclass
+class Entry:
+    waiting: Waiting
+    number: int  # of its arrival
+    program: Program
+    joined_at: float
+    pool: Pool
+    runs: bool = False
+    charged: float | None = None  # to its pool, at its admission
+    new_tokens: int = 0
+    rank: Rank | None = None  # its place in the line of its pool; None: it is in none
+
+
+class Line:
+    """One pool's waiting requests, in the order of their ranks."""
+
+    def __init__(self) -> None:
+        self.rids: list[str] = []
+        self._ranks: list[Rank] = []
+
+    def add(self, rank: Rank) -> None:
+        at = bisect_left(self._ranks, rank)
+        self._ranks.insert(at, rank)
+        self.rids.insert(at, rank[-1])
+
+    def remove(self, rank: Rank) -> None:
+        at = bisect_left(self._ranks, rank)
+        assert self._ranks[at] == rank
+        del self._ranks[at], self.rids[at]
+
+    def first_younger(self) -> str | None:
+        """The first request that goes by its program's age: of those, its program has come first."""
+        at = bisect_left(self._ranks, YOUNGER)
+        return self.rids[at] if at < len(self.rids) else None
+
+
+class WaitingOrder:
+    """`rank(now, entry)` gives an entry's rank by its program's age, and whether that may change while it waits."""
+
+    def __init__(self, rank: Callable[[float, Entry], tuple[Rank, bool]]) -> None:
+        self._rank = rank
+        self._lines: dict[Pool, Line] = {}
+        self._entries: dict[str, Entry] = {}  # of the lines
+        self._new: dict[str, Entry] = {}
+        self._changing: dict[str, Entry] = {}  # those whose rank may change
+        self._to_renew: deque[str] = deque()
+        self._orders: list[int] = []  # of the programs that those in the lines are of, ascending
+
+    def add(self, entry: Entry) -> None:
+        """It waits from now on; it has its place after the next `place`."""
+        self.remove(entry)
+        self._new[entry.waiting.rid] = entry
+
+    def remove(self, entry: Entry) -> None:
+        """It waits no longer (or never did)."""
+        rid = entry.waiting.rid
+        self._new.pop(rid, None)
+        if entry.rank is None:
+            return
+        self._lines[entry.pool].remove(entry.rank)
+        if not self._lines[entry.pool].rids:
+            del self._lines[entry.pool]
+        entry.rank = None
+        del self._entries[rid], self._orders[bisect_left(self._orders, entry.program.order)]
+        self._changing.pop(rid, None)
+
+    def renew(self) -> None:
+        """Look up again all ranks that may have changed, over the next steps."""
+        self._to_renew = deque(self._changing)
+
+    @property
+    def is_renewing(self) -> bool:
+        return bool(self._to_renew)
+
+    def place(self, now: float, oldest: float) -> bool:
+        """Put those that have come and those that have changed into their places; programs that came before `oldest`
+        have passed the seniority. Whether any rank is another than before."""
+        moved = bool(self._new)
+        for entry in self._new.values():
+            self._put(entry, self._look_up(now, entry, oldest))
+            insort(self._orders, entry.program.order)
+            self._entries[entry.waiting.rid] = entry
+        self._new.clear()
+        for _ in range(min(RENEWED_PER_STEP, len(self._to_renew))):
+            known = self._changing.get(self._to_renew.popleft())
+            if known is not None:
+                moved |= self._move(known, self._look_up(now, known, oldest))
+        for line in self._lines.values():
+            while (rid := line.first_younger()) is not None and self._entries[rid].program.arrived_at < oldest:
+                moved |= self._move(self._entries[rid], _by_its_own_age(self._entries[rid]))
+        return moved
+
+    def of(self, rids: Sequence[str]) -> tuple[dict[Pool, list[str]], list[str]]:
+        """The ones of `rids` that wait, in order, by pool (lists not to be changed); the others as they stand."""
+        if len(rids) == len(self._entries) and self._entries.keys() >= set(rids):
+            return {pool: line.rids for pool, line in self._lines.items()}, []
+        here = set(rids)
+        lines = {pool: [rid for rid in line.rids if rid in here] for pool, line in self._lines.items()}
+        others = [rid for rid in rids if rid not in self._entries]
+        return {pool: found for pool, found in lines.items() if found}, others
+
+    def orders(self) -> list[int]:
+        """Of the programs of all that wait, ascending; one number for each request."""
+        return self._orders.copy()
+
+    def _look_up(self, now: float, entry: Entry, oldest: float) -> Rank:
+        rank, may_change = self._rank(now, entry)
+        if entry.program.arrived_at < oldest:
+            return _by_its_own_age(entry)
+        if may_change:
+            self._changing[entry.waiting.rid] = entry
+        return rank
+
+    def _move(self, entry: Entry, rank: Rank) -> bool:
+        if rank == entry.rank:
+            return False
+        assert entry.rank is not None
+        self._lines[entry.pool].remove(entry.rank)
+        self._put(entry, rank)
+        if rank < YOUNGER:
+            self._changing.pop(entry.waiting.rid, None)
+        return True
+
+    def _put(self, entry: Entry, rank: Rank) -> None:
+        entry.rank = rank
+        self._lines.setdefault(entry.pool, Line()).add(rank)
+
+
+def _by_its_own_age(entry: Entry) -> Rank:
+    return 0, 0, 0, 0, 0.0, entry.number, entry.waiting.rid
