@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokencake_sglang.emulator.clients import CallRun
+from tokencake_sglang.emulator.returns import AtReturn, at_return, waited_s
 
 BLOCK = 64  # tokens; what a request had computed before is known to this grain
 
@@ -26,6 +27,7 @@ class CallTimes:
     recomputed_tokens: int = 0
     is_waiting: bool = True
     retractions: int = 0
+    at_return: AtReturn | None = None  # None: its agent comes back from no tool
 
 
 class ComputedPrefixes:
@@ -85,6 +87,14 @@ class Watch:
                 self._watch_uploads(extension.mover)
 
     # -- requests -------------------------------------------------------------------------------------------
+
+    def submitted(self, call: CallRun) -> None:
+        """A client has just sent `call`: where is the KV that it will read?"""
+        if waited_s(call) is None:
+            return
+        known = self.computed.longest(self.server.generations[call.rid].prints(len(call.prompt) - 1))
+        landed = sum(tokens for _, tokens in self.uploaded.get(call.agent_id, ()))
+        self.times.setdefault(call.rid, CallTimes()).at_return = at_return(self.server, call.prompt, known, landed)
 
     def _on_request_added(self, req: Any) -> None:
         times = self.times.setdefault(req.rid, CallTimes())
