@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.support.emulation import run_document
 from tokencake_sglang.emulator.cells import Experiment, Grid
+from tokencake_sglang.emulator.clients import CallRun, ProgramRun
+from tokencake_sglang.emulator.clock import SECOND
 from tokencake_sglang.emulator.load_turns import compared, turns_of
+from tokencake_sglang.emulator.observe import Watch
 from tokencake_sglang.emulator.profile import load_profile
+from tokencake_sglang.emulator.program import Call, Program, Text
 from tokencake_sglang.emulator.report import build_report
 from tokencake_sglang.emulator.returns import AtReturn, summary
 from tokencake_sglang.emulator.spec import Configuration
@@ -92,3 +97,17 @@ def test_the_report_has_a_table_of_turns_only_where_there_are_turns():
     assert row.split(" | ")[4:6] == ["0.20", "0.250"] and "100.0 %" in row
     assert "first token" not in markdown(report())
     assert report()["cells"][0]["runs"][1]["load_turns"] is None
+
+
+def test_an_upload_is_idle_until_its_agents_call_is_scheduled_and_never_once_the_call_is_served():
+    watch = Watch({}, lambda *event: None)
+    watch.clock = SimpleNamespace(now_ns=0)
+    call = CallRun(Call("x", "agent", "t", (Text("x", 10),), 4), ProgramRun(Program("app", ()), 0))
+    watch._landed("app:agent", 100)
+    watch.clock.now_ns = 2 * SECOND
+    watch._returned(call)
+    assert (watch.counts.wasted_token_ns, call.uploaded_tokens) == (200 * SECOND, 100)
+    watch._landed("app:agent", 50)  # late: the call that waits for it runs
+    watch.clock.now_ns = 9 * SECOND
+    watch.close()
+    assert (watch.counts.wasted_token_ns, call.uploaded_tokens) == (200 * SECOND, 150)

@@ -72,6 +72,7 @@ class Watch:
     counts: Counts = field(default_factory=Counts)
     computed: ComputedPrefixes = field(default_factory=ComputedPrefixes)
     uploaded: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # agent: (landed, tokens)
+    served: dict[str, CallRun] = field(default_factory=dict)  # agent: its call that is scheduled and not answered
 
     def attach(self, server: Any) -> None:
         self.server, self.clock = server, server.clock
@@ -150,6 +151,7 @@ class Watch:
     def finished(self, call: CallRun) -> None:
         """The clients got the answer of `call`."""
         generation = self.server.generations.pop(call.rid)
+        self.served.pop(call.agent_id, None)
         if call.answer.finish == "abort":  # SGLang refused it: its prompt was not computed
             return
         self.computed.add(generation.prints(len(call.prompt) + len(call.output)))
@@ -204,14 +206,22 @@ class Watch:
             done = method()
             for move in done:
                 if move.kind == "upload" and move.tokens:
-                    self.uploaded.setdefault(move.key, []).append((self.clock.now_ns, move.tokens))
+                    self._landed(move.key, move.tokens)
                 self.log("moved", move.kind, move.key, move.tokens)
             return done
 
         mover.take_completions = take_completions
 
+    def _landed(self, agent: str, tokens: int) -> None:
+        call = self.served.get(agent)
+        if call is None:
+            self.uploaded.setdefault(agent, []).append((self.clock.now_ns, tokens))
+        else:  # late: its call has joined the load, and nothing was idle
+            call.uploaded_tokens += tokens
+
     def _returned(self, call: CallRun) -> None:
         """The agent's next call is on the device: what was uploaded for it had been idle until now."""
+        self.served[call.agent_id] = call
         for landed, tokens in self.uploaded.pop(call.agent_id, ()):
             self.counts.wasted_token_ns += tokens * (self.clock.now_ns - landed)
             call.uploaded_tokens += tokens
