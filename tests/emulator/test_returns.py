@@ -70,3 +70,11 @@ def test_on_a_slow_link_some_kv_is_still_on_its_way_at_the_return_and_the_call_w
     assert any(call["upload_wait_s"] > 0 for call in loading)
     assert all(call["at_return"]["host_tokens"] == 0 or call["cached_host_tokens"] > 0 for call in loading)
     assert result["returns"]["ready_share"] < 1
+
+
+def test_what_the_server_records_of_stalls_is_summed_and_stock_has_none(runs):
+    stock, cost = (runs.result(spec(name), parent=0) for name in CONFIGURATIONS)
+    assert stock["stall_totals"] is None
+    assert cost["stall_totals"]["returned"] == cost["returns"]["stalls"] == 16
+    on_host = any(call["at_return"]["host_tokens"] for call in turns(cost))
+    assert (cost["stall_totals"]["missing_tokens"] > 0) == (cost["stall_totals"]["regret_s"] > 0) == on_host

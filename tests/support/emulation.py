@@ -55,6 +55,7 @@ def run_document(spec: RunSpec, latencies: list[float | None], virtual_s: float 
         "latency": latencies_of(latencies, virtual_s, arrivals) | {"request_mean_with_unfinished_s": 2.0},
         "returns": summary(calls),
         "residency": {"useful_token_s": 900.0, "wasted_token_s": 100.0, "wasted_share": 100 / 900},
+        "stall_totals": None,
         "utilisation": {"effective": 0.62, "stalled": 0.18, "shared": 0.08, "idle": 0.07, "free": 0.05},
         "kv_samples": [sample(virtual_s * i / 50, pool, int(pool * spec.host_ratio), i) for i in range(51)],
         "real": {"wall_s": 12.0, "cpu_s": 11.5, "step_us_sglang": 500.0, "step_us_eviction": 100.0,

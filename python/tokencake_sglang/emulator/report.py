@@ -18,8 +18,8 @@ from tokencake_sglang.version import SGLANG_VERSION, __version__
 
 SCHEMA = "tokencake-emulation-report/1"
 MEAN = "mean_with_unfinished_s"
-COPIED = ("counts", "latency", "returns", "residency", "utilisation", "real", "virtual_s", "steps", "pool_tokens",
-          "host_tokens", "event_log_sha256", "output_sha256")
+COPIED = ("counts", "latency", "returns", "residency", "stall_totals", "utilisation", "real", "virtual_s", "steps",
+          "pool_tokens", "host_tokens", "event_log_sha256", "output_sha256")
 EQUAL_COUNTS = {"apps_completed": "completed apps", "output_tokens": "output tokens"}
 
 Results = Mapping[str, "dict[str, Any] | str"]  # by Job.file: the run's document, or as text why there is none

@@ -36,7 +36,7 @@ def result_document(session: Any, real: dict[str, float], fingerprint: str) -> d
         "output_sha256": _output_sha256(session.clients.by_rid), "apps": apps, "calls": calls,
         "counts": _counts(session, apps, calls),
         "latency": _latency(apps, end_s) | _request_latency(calls, end_s), "returns": summary(calls),
-        "residency": _residency(session, calls),
+        "residency": _residency(session, calls), "stall_totals": _stall_totals(server.scheduler),
         "utilisation": _utilisation(session.samples.samples, pool), "kv_samples": session.samples.samples,
         "first_bad_read": server.oracle.first_bad if server.oracle else "",
         "real": {**real, "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024},
@@ -133,12 +133,21 @@ def _counts(session: Any, apps: list[Any], calls: list[Any]) -> dict[str, int]:
     }
 
 
+def _controller(scheduler: Any) -> Any:
+    """TokenCake's; None on stock."""
+    return next((one.controller for one in scheduler.extensions if hasattr(one, "controller")), None)
+
+
+def _stall_totals(scheduler: Any) -> dict[str, float] | None:
+    """Sums over TokenCake's own records of stalls (docs/counters.md); None on stock."""
+    controller = _controller(scheduler)
+    return None if controller is None else dict(controller.records.totals)
+
+
 def _moves(scheduler: Any) -> dict[str, int]:
     """TokenCake's own counters; zero on stock."""
-    counters: dict[str, int] = {}
-    for extension in scheduler.extensions:
-        if hasattr(extension, "controller"):
-            counters = extension.controller.counters
+    controller = _controller(scheduler)
+    counters = {} if controller is None else controller.counters
     return {
         "offloads": counters.get("offloads_completed", 0), "uploads": counters.get("uploads_completed", 0),
         **{name: counters.get(name, 0) for name in (
