@@ -107,7 +107,23 @@ def test_an_upload_is_idle_until_its_agents_call_is_scheduled_and_never_once_the
     watch.clock.now_ns = 2 * SECOND
     watch._returned(call)
     assert (watch.counts.wasted_token_ns, call.uploaded_tokens) == (200 * SECOND, 100)
-    watch._landed("app:agent", 50)  # late: the call that waits for it runs
+    watch._landed("app:agent", 40)  # late: the call that waits for it runs
     watch.clock.now_ns = 9 * SECOND
     watch.close()
-    assert (watch.counts.wasted_token_ns, call.uploaded_tokens) == (200 * SECOND, 150)
+    assert (watch.counts.wasted_token_ns, call.uploaded_tokens) == (200 * SECOND, 140)
+
+
+def test_an_upload_that_has_left_again_is_idle_only_while_it_lay_there():
+    watch = Watch({}, lambda *event: None)
+    watch.clock = SimpleNamespace(now_ns=0)
+    watch._landed("app:agent", 100)
+    watch.clock.now_ns = SECOND
+    watch._landed("app:agent", 20)
+    watch.clock.now_ns = 3 * SECOND
+    watch._left(SimpleNamespace(agent_owners={"app:agent": None, "app:other": None}), 50)
+    assert watch.counts.wasted_token_ns == (20 * 2 + 30 * 3) * SECOND
+    watch._left(SimpleNamespace(), 50)  # nobody's
+    watch.clock.now_ns = 4 * SECOND
+    call = CallRun(Call("x", "agent", "t", (Text("x", 10),), 4), ProgramRun(Program("app", ()), 0))
+    watch._returned(call)
+    assert (watch.counts.wasted_token_ns, call.uploaded_tokens) == ((40 + 90 + 70 * 4) * SECOND, 70)

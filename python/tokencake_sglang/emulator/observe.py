@@ -8,6 +8,7 @@ from typing import Any
 
 from tokencake_sglang.emulator.clients import CallRun
 from tokencake_sglang.emulator.returns import AtReturn, at_return, waited_s
+from tokencake_sglang.engine.owners import owners_of
 
 BLOCK = 64  # tokens; what a request had computed before is known to this grain
 
@@ -166,6 +167,7 @@ class Watch:
         def counted(*args: Any, **kwargs: Any) -> Any:
             tokens = method(*args, **kwargs)
             setattr(self.counts, counter, getattr(self.counts, counter) + (tokens or 0))
+            self._left(args[0], tokens or 0)
             return tokens
 
         setattr(tree, name, counted)
@@ -218,6 +220,18 @@ class Watch:
             self.uploaded.setdefault(agent, []).append((self.clock.now_ns, tokens))
         else:  # late: its call has joined the load, and nothing was idle
             call.uploaded_tokens += tokens
+
+    def _left(self, node: Any, tokens: int) -> None:
+        """So many tokens of `node` have left the device; what came last, furthest from the root, goes first."""
+        for agent in owners_of(node):
+            kept, left = self.uploaded.get(agent, []), tokens
+            while kept and left > 0:
+                landed, there = kept.pop()
+                gone = min(there, left)
+                self.counts.wasted_token_ns += gone * (self.clock.now_ns - landed)
+                left -= gone
+                if gone < there:
+                    kept.append((landed, there - gone))
 
     def _returned(self, call: CallRun) -> None:
         """The agent's next call is on the device: what was uploaded for it had been idle until now."""
