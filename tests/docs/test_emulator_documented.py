@@ -84,5 +84,6 @@ def test_every_figure_of_a_row_is_named(report):
 
 def test_every_column_of_the_tables_has_its_row():
     stated = [name.strip() for cell in first_cells(part("### The tables")) for name in cell.split(",")]
-    columns = [column[0] for column in table.OUTCOME] + ["equal"] + [column[0] for column in table.COUNTS]
+    columns = [column[0] for column in table.OUTCOME] + ["equal"]
+    columns += [column[0] for column in (*table.COUNTS, *table.RETURNS)]
     assert sorted(stated) == sorted(columns)

@@ -32,3 +32,11 @@ def test_policies_see_what_was_learnt_within_the_share_that_is_told(learnt, over
     result = learnt[overlap]
     for seen, learnt_last in zip(result["told"], result["figures"], strict=True):
         assert seen == pytest.approx(learnt_last, rel=0.15, abs=1e-9)
+
+
+def test_a_server_knows_its_copies_before_its_first_request_as_a_real_one_does(emulations):
+    first = emulations.run("tests.emulator.cost_jobs:first_costs", code_writer(TOKENCAKE))
+    assert first["samples"] == 6
+    for tokens, upload_s, offload_s, told_upload_s, told_offload_s in first["copies"]:
+        assert told_upload_s == pytest.approx(upload_s, rel=0.02), tokens
+        assert told_offload_s == pytest.approx(offload_s, rel=0.02), tokens

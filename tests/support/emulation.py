@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokencake_sglang.emulator.result import SCHEMA, quantile
+from tokencake_sglang.emulator.returns import summary
 from tokencake_sglang.emulator.spec import RunSpec
 
 STATES = ("running", "stalled", "shared", "idle", "free")
@@ -41,7 +42,7 @@ def run_document(spec: RunSpec, latencies: list[float | None], virtual_s: float 
         "finished_s": None if app["latency_s"] is None else app["arrival_s"] + app["latency_s"] * share,
         "prompt_tokens": 900, "cached_tokens": 300, "cached_device_tokens": 200, "cached_host_tokens": 100,
         "recomputed_tokens": 50, "output_tokens": 100, "retractions": 0, "upload_wait_s": 0.1, "after_tool_s": None,
-        "tool": None} for app in apps for agent, share in (("planner", 0.3), ("coder", 0.6))]
+        "at_return": None, "tool": None} for app in apps for agent, share in (("planner", 0.3), ("coder", 0.6))]
     completed = sum(value is not None for value in latencies)
     every = dict.fromkeys(COUNTS, 0) | {
         "apps": len(apps), "apps_completed": completed, "calls": 2 * len(apps), "calls_completed": 2 * completed,
@@ -51,8 +52,10 @@ def run_document(spec: RunSpec, latencies: list[float | None], virtual_s: float 
         "schema": SCHEMA, "spec": spec.to_dict(), "profile": {"id": spec.profile}, "pool_tokens": pool,
         "host_tokens": int(pool * spec.host_ratio), "virtual_s": virtual_s, "steps": 4000,
         "event_log_sha256": "0" * 64, "output_sha256": outputs, "apps": apps, "calls": calls, "counts": every,
-        "latency": latencies_of(latencies, virtual_s, arrivals),
-        "residency": {"useful_token_s": 900.0, "wasted_token_s": 100.0},
+        "latency": latencies_of(latencies, virtual_s, arrivals) | {"request_mean_with_unfinished_s": 2.0},
+        "returns": summary(calls),
+        "residency": {"useful_token_s": 900.0, "wasted_token_s": 100.0, "wasted_share": 100 / 900},
+        "stall_totals": None,
         "utilisation": {"effective": 0.62, "stalled": 0.18, "shared": 0.08, "idle": 0.07, "free": 0.05},
         "kv_samples": [sample(virtual_s * i / 50, pool, int(pool * spec.host_ratio), i) for i in range(51)],
         "real": {"wall_s": 12.0, "cpu_s": 11.5, "step_us_sglang": 500.0, "step_us_eviction": 100.0,

@@ -12,6 +12,7 @@ from tests.support.emulation import run_document
 from tokencake_sglang.core.errors import ConfigError
 from tokencake_sglang.emulator import cli, request, workloads
 from tokencake_sglang.emulator.cells import Cell
+from tokencake_sglang.emulator.profile import load_profile
 from tokencake_sglang.emulator.report import build_report
 
 OWN = {"mine": {"server_args": {"schedule-policy": "lpm", "chunked_prefill_size": 512}, "host_ratio": 4.0},
@@ -45,6 +46,18 @@ def test_the_cells_are_the_cross_product_of_rates_pools_ratios_and_seeds(own):
     assert specs[0].workload == specs[1].workload
     assert specs[-1].workload.params == {"qps": 1.0} and specs[-1].workload.seed == 4
     assert specs[-1].pool_tokens == 2000 and specs[-1].host_ratio == 2.0
+
+
+def test_a_link_is_a_cell_of_its_own_with_both_directions_of_the_profile_at_that_rate(own):
+    plan = experiment(f"code_writer --config-file {own} --compare mine --link 8,25 --seeds 1,2")
+    assert [(cell.link_gb_s, cell.seed) for cell in plan.cells] == [(8.0, 1), (8.0, 2), (25.0, 1), (25.0, 2)]
+    assert plan.cells[0].name == "qps-own_pool-profile_host-2_link-8_seed-1"
+    slow, fast = ([load_profile(job.spec.profile) for job in plan.jobs()][i] for i in (0, 2))
+    assert (slow.h2d_bytes_per_s, slow.d2h_bytes_per_s, fast.h2d_bytes_per_s) == (8e9, 8e9, 25e9)
+    changed = experiment(f"code_writer --config-file {own} --compare mine --link 7.5 --profile"
+                         " qwen2.5-14b@a100-80gb?layers=40")
+    profile = load_profile(next(changed.jobs()).spec.profile)
+    assert (profile.layers, profile.h2d_bytes_per_s) == (40, 7.5e9)
 
 
 def test_without_flags_there_is_one_cell_with_the_workloads_own_rate_and_the_profiles_pool(own):
@@ -90,6 +103,8 @@ def test_own_configurations_may_be_yaml(tmp_path):
     ("code_writer --qps nan", "--qps is 'nan'"),
     ("code_writer --pool 1.5", "--pool is '1.5'; allowed: whole numbers above 0"),
     ("code_writer --host-ratio -1", "--host-ratio is '-1'; allowed: numbers of 0 or more"),
+    ("code_writer --link 0", "--link is '0'; allowed: numbers above 0"),
+    ("code_writer --link 8,8", "--link is '8,8', which has a number twice"),
     ("code_writer --apps 0", "--apps is '0'"),
     ("code_writer --param tools", "not of the form name=value"),
     ("code_writer --param a=1 --param a=2", "given twice"),
@@ -164,7 +179,8 @@ def test_a_report_can_be_repeated_as_it_was_or_with_some_of_its_configurations(r
     assert some.cells == plan.cells and some.configurations == plan.configurations[1:]
 
 
-@pytest.mark.parametrize("flag", ["code_writer", "--qps 1", "--seed 2", "--normal-loop", "--param a=1", "--apps 4"])
+@pytest.mark.parametrize("flag", [
+    "code_writer", "--qps 1", "--seed 2", "--link 8", "--normal-loop", "--param a=1", "--apps 4"])
 def test_what_a_report_says_cannot_be_said_again(report, flag):
     assert "--repeat-from takes workload, cells and profile from the report" in refused(
         f"--repeat-from {report[0]} {flag}")

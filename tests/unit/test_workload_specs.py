@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tokencake_sglang.emulator.program import Output, Workload
+from tokencake_sglang.emulator.program import Output, Text, Workload
 from tokencake_sglang.emulator.spec import WorkloadSpec
 from tokencake_sglang.emulator.workloads import build, describe, names, parameters
 
@@ -25,6 +25,7 @@ SMALL = {
     "mooncake": {"limit": 100, "arrival": "poisson"},
     "tracelab": {},
     "chat": {"chats": 5, "turns": {"kind": "uniform", "low": 1, "high": 6}},
+    "tool_turns": {"agents": 3, "turns": 4, "forecast": {"loguniform_factor": [0.25, 4]}},
     "crowd": {"active": 3, "known": 10},
     "mix": {"parts": [{"name": "code_writer", "params": {"applications": 2}},
                       {"name": "chat", "params": {"chats": 3}}]},
@@ -97,6 +98,8 @@ def test_an_unknown_workload_or_parameter_is_refused_with_what_there_is() -> Non
     ("code_writer", {"arrival": "burst"}, "one of poisson, even, closed"),
     ("code_writer", {"forecast": "good"}, "lognormal_sigma"),
     ("code_writer", {"forecast": {"uniform_factor": [2, 0.5]}}, "uniform_factor"),
+    ("code_writer", {"forecast": {"loguniform_factor": [0, 1]}}, "with 0 < low <= high"),
+    ("tool_turns", {"turns": 0}, "turns is 0, it must be a whole number of at least 1"),
     ("code_writer", {"path": "/no/such/graph.json"}, "cannot read the workload file /no/such/graph.json"),
     ("coding_sessions", {"horizon_s": None}, "horizon_s is None"),
     ("coding_sessions", {"tool_wait": "tracelab.shell"}, "a name from tool_latency.json"),
@@ -156,7 +159,8 @@ def test_the_forecast_knob_changes_what_clients_say_and_not_what_happens() -> No
 
     exact = tools("exact")
     assert all(tool.forecast_s == tool.duration_s for tool in exact)
-    for knob in ("none", {"factor": 2}, {"lognormal_sigma": 1.0}, {"uniform_factor": [0.5, 2]}):
+    for knob in ("none", {"factor": 2}, {"lognormal_sigma": 1.0}, {"uniform_factor": [0.5, 2]},
+                 {"loguniform_factor": [0.5, 2]}):
         assert [tool.duration_s for tool in tools(knob)] == [tool.duration_s for tool in exact]
     assert {tool.forecast_s for tool in tools("none")} == {None}
     assert {tool.forecast_s / tool.duration_s for tool in tools({"factor": 2})} == {2.0}
@@ -165,6 +169,22 @@ def test_the_forecast_knob_changes_what_clients_say_and_not_what_happens() -> No
     assert spread[int(0.84 * len(spread))] == pytest.approx(2.72, rel=0.2)
     even = [tool.forecast_s / tool.duration_s for tool in tools({"uniform_factor": [0.5, 2]})]
     assert 0.5 <= min(even) < 0.55 and 1.9 < max(even) <= 2
+    halves = sorted(tool.forecast_s / tool.duration_s for tool in tools({"loguniform_factor": [0.5, 2]}))
+    assert 0.5 <= halves[0] < 0.52 and 1.92 < halves[-1] <= 2
+    assert halves[len(halves) // 2] == pytest.approx(1.0, rel=0.1), "too short as often as too long"
+
+
+def test_a_tool_turn_adds_the_answer_and_a_result_and_waits_for_a_tool_of_unequal_length() -> None:
+    params = {"agents": 40, "turns": 3, "result_tokens": 9, "output_tokens": 7}
+    programs = build(WorkloadSpec("tool_turns", params=params)).programs
+    for program in programs:
+        first, second, third = program.calls
+        assert 16_000 <= first.prompt[0].tokens <= 56_000 and first.prompt[0].key.startswith(program.app_id)
+        assert second.prompt == (*first.prompt, Output(first.name), Text(f"{program.app_id}/result-0", 9))
+        assert third.prompt[: len(second.prompt)] == second.prompt and third.tool is None and third.last_of_agent
+    tools = sorted(call.tool.duration_s for program in programs for call in program.calls if call.tool)
+    assert 2 <= tools[0] < 3 and 50 < tools[-1] <= 60 and tools[len(tools) // 2] == pytest.approx(11, rel=0.3)
+    assert [(program.lane, program.arrival_s) for program in programs[:2]] == [(0, 0.0), (1, 15.0)]
 
 
 def test_a_mix_renames_its_parts_keeps_lanes_apart_and_shares_what_programs_share() -> None:

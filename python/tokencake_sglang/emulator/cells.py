@@ -17,19 +17,21 @@ from tokencake_sglang.emulator.spec import Configuration, RunSpec, WorkloadSpec
 @dataclass(frozen=True)
 class Cell:
     """`qps` None: the workload's own arrivals. `pool_tokens` None: the profile's device pool. `host_ratio`: host KV
-    pool over device KV pool, where the configuration does not set it itself."""
+    pool over device KV pool, where the configuration does not set it itself. `link_gb_s` None: the profile's links."""
 
     qps: float | None
     pool_tokens: int | None
     host_ratio: float
     seed: int
+    link_gb_s: float | None = None
 
     @property
     def group(self) -> str:
         """Name of the cells that differ in nothing but the seed; a file name."""
         qps = "own" if self.qps is None else f"{self.qps:g}"
         pool = "profile" if self.pool_tokens is None else str(self.pool_tokens)
-        return f"qps-{qps}_pool-{pool}_host-{self.host_ratio:g}"
+        link = "" if self.link_gb_s is None else f"_link-{self.link_gb_s:g}"
+        return f"qps-{qps}_pool-{pool}_host-{self.host_ratio:g}{link}"
 
     @property
     def name(self) -> str:
@@ -76,7 +78,8 @@ class Experiment:
         for cell in self.cells:
             for configuration in self.configurations:
                 yield Job(cell, RunSpec(
-                    workload=self.workload_spec(cell), configuration=configuration, profile=self.profile,
+                    workload=self.workload_spec(cell), configuration=configuration,
+                    profile=with_link(self.profile, cell.link_gb_s),
                     pool_tokens=cell.pool_tokens, host_ratio=cell.host_ratio, overlap=self.overlap,
                     oracle=self.oracle, measure_from_s=self.measure_from_s, samples=self.samples))
 
@@ -100,9 +103,19 @@ class Grid:
     pools: tuple[int | None, ...] = (None,)
     host_ratios: tuple[float, ...] = (2.0,)
     seeds: tuple[int, ...] = (1,)
+    links: tuple[float | None, ...] = (None,)
 
     def cells(self) -> tuple[Cell, ...]:
-        return tuple(Cell(*values) for values in itertools.product(self.qps, self.pools, self.host_ratios, self.seeds))
+        grid = itertools.product(self.qps, self.pools, self.host_ratios, self.links, self.seeds)
+        return tuple(Cell(qps, pool, ratio, seed, link) for qps, pool, ratio, link, seed in grid)
+
+
+def with_link(profile: str, gb_s: float | None) -> str:
+    """The name of a profile with links of so many GB/s in both directions (None: its own)."""
+    if gb_s is None:
+        return profile
+    rate = f"{gb_s * 1e9:.10g}"
+    return f"{profile}{'&' if '?' in profile else '?'}h2d_bytes_per_s={rate}&d2h_bytes_per_s={rate}"
 
 
 def is_stock(configuration: dict[str, Any] | Configuration) -> bool:

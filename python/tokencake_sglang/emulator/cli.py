@@ -39,6 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--profile", metavar="ID|PATH", help=f"model and device (default {DEFAULT_PROFILE})")
     add("--pool", metavar="TOKENS,TOKENS", help="sizes of the device KV pool (default: the profile's)")
     add("--host-ratio", metavar="R,R", help="host KV pool over device KV pool (default 2)")
+    add("--link", metavar="GB/S,GB/S", help="rates of the links between host and device, both directions (default: the"
+        " profile's)")
     add("--normal-loop", action="store_true", help="SGLang's normal loop (default: its overlap loop, as SGLang's own)")
     add("--no-oracle", action="store_true", help="do not check the content of the KV that is read: faster")
     add("--compare", metavar="A,B,C", help="configurations and groups of them (default"

@@ -99,6 +99,7 @@ class Clients:
         self.lanes: dict[int, list[ProgramRun]] = {}
         self.open_programs = len(self.runs)
         self.calls_done = 0
+        self.on_submit: Callable[[CallRun], None] = lambda call: None
         self.on_finish: Callable[[CallRun], None] = lambda call: None
         self.on_tool_end: Callable[[CallRun], None] = lambda call: None
 
@@ -173,6 +174,7 @@ class Clients:
             fields["priority"] = -run.order
         wanted = spec.max_new_tokens or spec.output_tokens
         self.server.submit(call.rid, call.prompt, plan_of(call), wanted, **fields)
+        self.on_submit(call)
 
     def _agent_fields(self, run: ProgramRun, call: CallRun) -> dict[str, Any]:
         fields: dict[str, Any] = {}

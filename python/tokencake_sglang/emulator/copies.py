@@ -26,6 +26,7 @@ class EmulatedCopies:
         self.operations = {"h2d": 0, "d2h": 0}
         self.load_stream: Any = None
         self._next_layer = 0
+        self._loads: list[tuple[int, torch.Tensor]] = []  # end and device slots of those under way
 
     def transfer(self, src_layers: Sequence[torch.Tensor], dst_layers: Sequence[torch.Tensor],
                  src_indices: torch.Tensor, dst_indices: torch.Tensor, page_size: int) -> None:
@@ -38,12 +39,20 @@ class EmulatedCopies:
         if layers.start == 0:
             self.tokens[direction] += count
             self.operations[direction] += 1
+        if direction == "h2d" and layers.stop == self._layers:
+            now = self._device.clock.now_ns
+            self._loads = [load for load in self._loads if load[0] > now] + [(end, dst_indices)]
         copy = None
         if self._oracle is not None:
             copy = self._oracle.start_copy(direction, layers, src_indices, dst_indices)
             self._device.clock.at(begin, copy.begin, wakes=False)
             self._device.clock.at(end, copy.end, wakes=False)
         self._device.clock.at(end, _landed)
+
+    def loading(self, slots: torch.Tensor) -> int:
+        """How many of these device slots a load under way has yet to fill."""
+        now = self._device.clock.now_ns
+        return sum(int(torch.isin(slots, filled.to(slots.dtype)).sum()) for end, filled in self._loads if end > now)
 
     def _which_layers(self, direction: str) -> range:
         """A backup moves all layers at once; a load calls once per layer, in order."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokencake_sglang.emulator.clients import CallRun
+from tokencake_sglang.emulator.returns import AtReturn, at_return, waited_s
+from tokencake_sglang.engine.owners import owners_of
 
 BLOCK = 64  # tokens; what a request had computed before is known to this grain
 
@@ -26,6 +28,7 @@ class CallTimes:
     recomputed_tokens: int = 0
     is_waiting: bool = True
     retractions: int = 0
+    at_return: AtReturn | None = None  # None: its agent comes back from no tool
 
 
 class ComputedPrefixes:
@@ -70,6 +73,7 @@ class Watch:
     counts: Counts = field(default_factory=Counts)
     computed: ComputedPrefixes = field(default_factory=ComputedPrefixes)
     uploaded: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # agent: (landed, tokens)
+    served: dict[str, CallRun] = field(default_factory=dict)  # agent: its call that is scheduled and not answered
 
     def attach(self, server: Any) -> None:
         self.server, self.clock = server, server.clock
@@ -85,6 +89,14 @@ class Watch:
                 self._watch_uploads(extension.mover)
 
     # -- requests -------------------------------------------------------------------------------------------
+
+    def submitted(self, call: CallRun) -> None:
+        """A client has just sent `call`: where is the KV that it will read?"""
+        if waited_s(call) is None:
+            return
+        known = self.computed.longest(self.server.generations[call.rid].prints(len(call.prompt) - 1))
+        landed = sum(tokens for _, tokens in self.uploaded.get(call.agent_id, ()))
+        self.times.setdefault(call.rid, CallTimes()).at_return = at_return(self.server, call.prompt, known, landed)
 
     def _on_request_added(self, req: Any) -> None:
         times = self.times.setdefault(req.rid, CallTimes())
@@ -140,6 +152,7 @@ class Watch:
     def finished(self, call: CallRun) -> None:
         """The clients got the answer of `call`."""
         generation = self.server.generations.pop(call.rid)
+        self.served.pop(call.agent_id, None)
         if call.answer.finish == "abort":  # SGLang refused it: its prompt was not computed
             return
         self.computed.add(generation.prints(len(call.prompt) + len(call.output)))
@@ -154,6 +167,7 @@ class Watch:
         def counted(*args: Any, **kwargs: Any) -> Any:
             tokens = method(*args, **kwargs)
             setattr(self.counts, counter, getattr(self.counts, counter) + (tokens or 0))
+            self._left(args[0], tokens or 0)
             return tokens
 
         setattr(tree, name, counted)
@@ -194,14 +208,34 @@ class Watch:
             done = method()
             for move in done:
                 if move.kind == "upload" and move.tokens:
-                    self.uploaded.setdefault(move.key, []).append((self.clock.now_ns, move.tokens))
+                    self._landed(move.key, move.tokens)
                 self.log("moved", move.kind, move.key, move.tokens)
             return done
 
         mover.take_completions = take_completions
 
+    def _landed(self, agent: str, tokens: int) -> None:
+        call = self.served.get(agent)
+        if call is None:
+            self.uploaded.setdefault(agent, []).append((self.clock.now_ns, tokens))
+        else:  # late: its call has joined the load, and nothing was idle
+            call.uploaded_tokens += tokens
+
+    def _left(self, node: Any, tokens: int) -> None:
+        """So many tokens of `node` have left the device; what came last, furthest from the root, goes first."""
+        for agent in owners_of(node):
+            kept, left = self.uploaded.get(agent, []), tokens
+            while kept and left > 0:
+                landed, there = kept.pop()
+                gone = min(there, left)
+                self.counts.wasted_token_ns += gone * (self.clock.now_ns - landed)
+                left -= gone
+                if gone < there:
+                    kept.append((landed, there - gone))
+
     def _returned(self, call: CallRun) -> None:
         """The agent's next call is on the device: what was uploaded for it had been idle until now."""
+        self.served[call.agent_id] = call
         for landed, tokens in self.uploaded.pop(call.agent_id, ()):
             self.counts.wasted_token_ns += tokens * (self.clock.now_ns - landed)
             call.uploaded_tokens += tokens

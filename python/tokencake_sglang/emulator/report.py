@@ -12,13 +12,14 @@ from statistics import median
 from typing import Any
 
 from tokencake_sglang.emulator.cells import Cell, Experiment, Job, is_stock
+from tokencake_sglang.emulator.load_turns import compared, turns_of
 from tokencake_sglang.emulator.result import quantile
 from tokencake_sglang.version import SGLANG_VERSION, __version__
 
 SCHEMA = "tokencake-emulation-report/1"
 MEAN = "mean_with_unfinished_s"
-COPIED = ("counts", "latency", "residency", "utilisation", "real", "virtual_s", "steps", "pool_tokens", "host_tokens",
-          "event_log_sha256", "output_sha256")
+COPIED = ("counts", "latency", "returns", "residency", "stall_totals", "utilisation", "real", "virtual_s", "steps",
+          "pool_tokens", "host_tokens", "event_log_sha256", "output_sha256")
 EQUAL_COUNTS = {"apps_completed": "completed apps", "output_tokens": "output tokens"}
 
 Results = Mapping[str, "dict[str, Any] | str"]  # by Job.file: the run's document, or as text why there is none
@@ -59,15 +60,24 @@ def _cell(cell: Cell, jobs: list[Job], results: Results) -> dict[str, Any]:
     best = _best([run for run in done if run["stock"] and run["latency"][MEAN] is not None])
     for run in done:
         run["ratio_to_best_stock"] = _ratio(run["latency"][MEAN], best and best["latency"][MEAN])
+    _set_load_turns(done, best, results)
     reference = best or (done[0] if done else None)
     warnings = _set_equal(done, reference) + [text for run in runs for text in _doubts(run)]
     bound = next((_uncontended(result) for job in jobs if isinstance(result := results[job.file], dict)), None)
     return {
         "name": cell.name, "group": cell.group, "qps": cell.qps, "pool_tokens": cell.pool_tokens,
-        "host_ratio": cell.host_ratio, "seed": cell.seed, "best_stock": best and best["configuration"],
+        "host_ratio": cell.host_ratio, "link_gb_s": cell.link_gb_s, "seed": cell.seed,
+        "best_stock": best and best["configuration"],
         "equal": bool(done) and all(run["equal"] for run in runs), "uncontended": bound, "warnings": warnings,
         "runs": runs,
     }
+
+
+def _set_load_turns(done: list[dict[str, Any]], best: dict[str, Any] | None, results: Results) -> None:
+    """Each run's turns against those of the best stock configuration, None without one or without turns."""
+    stock = turns_of(results[best["file"]]) if best else {}
+    for run in done:
+        run["load_turns"] = compared(turns_of(results[run["file"]]), stock) if stock else None
 
 
 def _best(stock: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -159,7 +169,7 @@ def _group(name: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
         if cell["best_stock"]:
             best[cell["best_stock"]] = best.get(cell["best_stock"], 0) + 1
     return {
-        "name": name, "qps": first["qps"], "pool_tokens": first["pool_tokens"], "host_ratio": first["host_ratio"],
+        "name": name, **{part: first[part] for part in ("qps", "pool_tokens", "host_ratio", "link_gb_s")},
         "seeds": [cell["seed"] for cell in cells], "best_stock": best, "equal": all(cell["equal"] for cell in cells),
         "uncontended": _spread([cell["uncontended"] for cell in cells if cell["uncontended"]]), "rows": rows,
     }
@@ -169,8 +179,8 @@ def _row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     done = [run for run in runs if run["error"] is None]
     row = {"configuration": name, "stock": runs[0]["stock"], "bound": runs[0]["bound"], "runs": len(runs),
            "failed": len(runs) - len(done), "equal": all(run["equal"] for run in runs)}
-    for key in ("latency", "counts", "residency", "utilisation", "real"):
-        row[key] = _spread([run[key] for run in done]) if done else None
+    for key in ("latency", "counts", "returns", "load_turns", "residency", "utilisation", "real"):
+        row[key] = _spread([run[key] for run in done if run[key]])
     row["ratio_to_best_stock"] = _summary([run["ratio_to_best_stock"] for run in done])
     return row
 

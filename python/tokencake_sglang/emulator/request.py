@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.errors import ConfigError
-from tokencake_sglang.emulator.cells import Experiment, Grid
+from tokencake_sglang.emulator.cells import Experiment, Grid, with_link
 from tokencake_sglang.emulator.report import SCHEMA
 from tokencake_sglang.emulator.spec import Configuration, RunSpec
 
@@ -23,9 +23,9 @@ DEFAULT_COMPARE = ("stock-fcfs", "hicache-fcfs", "hicache-lpm", "hicache-lpm-mix
                    "tokencake", "tokencake-lpm")
 DEFAULT_PROFILE = RunSpec.__dataclass_fields__["profile"].default
 WITH_RATE = ("poisson", "even")  # arrivals that --qps sets the rate of
-COUNTS_OF_APPS = ("applications", "sessions", "chats", "limit")  # what --apps sets, by workload
-PLAN_FLAGS = ("workload", "param", "seed", "seeds", "qps", "apps", "profile", "pool", "host_ratio", "normal_loop",
-              "no_oracle", "measure_from", "samples", "server_arg", "config_file")
+COUNTS_OF_APPS = ("applications", "sessions", "agents", "chats", "limit")  # what --apps sets, by workload
+PLAN_FLAGS = ("workload", "param", "seed", "seeds", "qps", "apps", "profile", "pool", "host_ratio", "link",
+              "normal_loop", "no_oracle", "measure_from", "samples", "server_arg", "config_file")
 PRIORITIES = ("none", "program_age")
 
 T = TypeVar("T")
@@ -44,7 +44,8 @@ def experiment_of(given: argparse.Namespace) -> Experiment:
         qps=values(given.qps, "--qps", float, above=0) if given.qps else (None,),
         pools=values(given.pool, "--pool", int, above=0) if given.pool else (None,),
         host_ratios=values(given.host_ratio, "--host-ratio", float, above=-1) if given.host_ratio else (2.0,),
-        seeds=values(given.seeds or given.seed or "1", "--seeds" if given.seeds else "--seed", int))
+        seeds=values(given.seeds or given.seed or "1", "--seeds" if given.seeds else "--seed", int),
+        links=values(given.link, "--link", float, above=0) if given.link else (None,))
     own = read_configurations(given.config_file) if given.config_file else {}
     server_args = {name.replace("-", "_"): value for name, value in assignments(given.server_arg, "--server-arg")}
     compared = tuple(replace(one, server_args={**one.server_args, **server_args}) for one in _compared(given, own))
@@ -62,7 +63,8 @@ def check(experiment: Experiment) -> None:
     from tokencake_sglang.emulator import workloads
     from tokencake_sglang.emulator.profile import load_profile
 
-    load_profile(experiment.profile)
+    for link in {cell.link_gb_s for cell in experiment.cells}:
+        load_profile(with_link(experiment.profile, link))
     cells = {cell.qps: cell for cell in experiment.cells}  # another seed, pool or ratio is not refused
     for cell in cells.values():
         try:

@@ -10,6 +10,7 @@ from typing import Any
 from tokencake_sglang.emulator.clients import CallRun, ProgramRun
 from tokencake_sglang.emulator.clock import SECOND, START_NS
 from tokencake_sglang.emulator.observe import CallTimes
+from tokencake_sglang.emulator.returns import summary, waited_s
 
 SCHEMA = "tokencake-emulation/1"
 KINDS = ("running", "stalled", "shared", "idle", "free")
@@ -34,7 +35,8 @@ def result_document(session: Any, real: dict[str, float], fingerprint: str) -> d
         "event_log_sha256": fingerprint,
         "output_sha256": _output_sha256(session.clients.by_rid), "apps": apps, "calls": calls,
         "counts": _counts(session, apps, calls),
-        "latency": _latency(apps, end_s), "residency": _residency(session, calls),
+        "latency": _latency(apps, end_s) | _request_latency(calls, end_s), "returns": summary(calls),
+        "residency": _residency(session, calls), "stall_totals": _stall_totals(server.scheduler),
         "utilisation": _utilisation(session.samples.samples, pool), "kv_samples": session.samples.samples,
         "first_bad_read": server.oracle.first_bad if server.oracle else "",
         "real": {**real, "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024},
@@ -56,8 +58,6 @@ def _s(time_ns: int | None) -> float | None:
 def _call(call: CallRun, times: CallTimes | None) -> dict[str, Any]:
     times, answer, spec = times or CallTimes(), call.answer, call.call
     tool = spec.tool
-    parents = [call.program.calls[name].call.tool for name in spec.after]
-    waited = [parent.duration_s for parent in parents if parent is not None]
     return {
         "app_id": call.program.program.app_id, "name": spec.name, "agent": spec.agent, "agent_type": spec.agent_type,
         "critical": spec.critical, "submitted_s": _s(call.submitted_ns), "scheduled_s": _s(times.scheduled_ns),
@@ -68,7 +68,7 @@ def _call(call: CallRun, times: CallTimes | None) -> dict[str, Any]:
         "recomputed_tokens": times.recomputed_tokens, "output_tokens": len(call.output),
         "retractions": times.retractions, "upload_wait_s": times.upload_wait_ns / SECOND,
         "uploaded_tokens": call.uploaded_tokens, "finish": answer.finish if answer else None,
-        "after_tool_s": max(waited) if waited else None,
+        "after_tool_s": waited_s(call), "at_return": times.at_return.to_dict() if times.at_return else None,
         "tool": {"kind": tool.kind, "duration_s": tool.duration_s, "forecast_s": tool.forecast_s} if tool else None,
     }
 
@@ -133,12 +133,21 @@ def _counts(session: Any, apps: list[Any], calls: list[Any]) -> dict[str, int]:
     }
 
 
+def _controller(scheduler: Any) -> Any:
+    """TokenCake's; None on stock."""
+    return next((one.controller for one in scheduler.extensions if hasattr(one, "controller")), None)
+
+
+def _stall_totals(scheduler: Any) -> dict[str, float] | None:
+    """Sums over TokenCake's own records of stalls (docs/counters.md); None on stock."""
+    controller = _controller(scheduler)
+    return None if controller is None else dict(controller.records.totals)
+
+
 def _moves(scheduler: Any) -> dict[str, int]:
     """TokenCake's own counters; zero on stock."""
-    counters: dict[str, int] = {}
-    for extension in scheduler.extensions:
-        if hasattr(extension, "controller"):
-            counters = extension.controller.counters
+    controller = _controller(scheduler)
+    counters = {} if controller is None else controller.counters
     return {
         "offloads": counters.get("offloads_completed", 0), "uploads": counters.get("uploads_completed", 0),
         **{name: counters.get(name, 0) for name in (
@@ -161,10 +170,17 @@ def _latency(apps: list[Any], end_s: float) -> dict[str, float | None]:
     }
 
 
+def _request_latency(calls: list[Any], end_s: float) -> dict[str, float | None]:
+    """Of calls, from the client's request to the whole answer; an unanswered one counts until the end."""
+    spans = [(end_s if call["finished_s"] is None else call["finished_s"]) - call["submitted_s"] for call in calls]
+    return {"request_mean_with_unfinished_s": sum(spans) / len(spans) if spans else None}
+
+
 def _residency(session: Any, calls: list[Any]) -> dict[str, float]:
     useful = sum(call["uploaded_tokens"] * (call["finished_s"] - call["scheduled_s"]) for call in calls
                  if call["finished_s"] is not None and call["scheduled_s"] is not None)
-    return {"useful_token_s": useful, "wasted_token_s": session.watch.counts.wasted_token_ns / SECOND}
+    wasted = session.watch.counts.wasted_token_ns / SECOND
+    return {"useful_token_s": useful, "wasted_token_s": wasted, "wasted_share": wasted / useful if useful else None}
 
 
 def _utilisation(samples: list[Any], pool: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tokencake_sglang.emulator.clients import CallRun
 from tokencake_sglang.emulator.clock import SECOND, START_NS
+from tokencake_sglang.emulator.tree_path import kv_of, path_of
 from tokencake_sglang.engine.requests import on_device
 
 FIRST_INTERVAL_S = 0.25
@@ -54,7 +55,7 @@ class KvSamples:
             stack.extend(node.children.values())
             count, kinds = holders.get(node.id, (0, 0))
             kind = "shared" if count > 1 else "running" if kinds & RUNNING else "stalled" if kinds else "idle"
-            kv = _kv(node)
+            kv = kv_of(node)
             if kv.value is not None:
                 device[kind] += len(kv.value)
                 in_tree += len(kv.value)
@@ -86,25 +87,10 @@ class KvSamples:
         return marks
 
 
-def _kv(node: Any) -> Any:
-    """What holds a node's slots: the node, or the full-attention part of a node of the unified tree."""
-    parts = getattr(node, "component_data", None)
-    return node if parts is None else parts[0]
-
-
 def _running(scheduler: Any) -> list[Any]:
     return list({id(req): req for req in on_device(scheduler) if not req.finished()}.values())
 
 
 def _path(tree: Any, tokens: array) -> list[Any]:
-    """The nodes whose tokens begin `tokens`, on either tier; looking does not refresh them."""
-    from sglang.srt.mem_cache.radix_cache import RadixKey
-
-    path, node, position = [], tree.root_node, 0
-    while position < len(tokens):
-        child = node.children.get(RadixKey(tokens[position:position + tree.page_size]).child_key(tree.page_size))
-        if child is None or child.key.token_ids[:len(child.key)] != tokens[position:position + len(child.key)]:
-            break
-        path.append(child)
-        node, position = child, position + len(child.key)
-    return path
+    """The nodes whose tokens begin `tokens`, on either tier."""
+    return [node for node, shared in path_of(tree, tokens) if shared == len(node.key)]

@@ -76,6 +76,7 @@ class EmulatedServer:
         from sglang.srt.runtime_context import publish
         from sglang.srt.server_args import PortArgs, ServerArgs
 
+        from tokencake_sglang.emulator.first_costs import tell_first_costs
         from tokencake_sglang.emulator.scheduler import scheduler_class
 
         class Watcher(SchedulerExtension):
@@ -98,6 +99,7 @@ class EmulatedServer:
         if host is not None:
             self.copies.load_stream = scheduler.tree_cache.cache_controller.load_stream
         mha.transfer_kv_direct = self.copies.transfer
+        tell_first_costs(scheduler, self.profile)
         self.time = time_shim.install(self.clock)
         return scheduler
 

@@ -55,6 +55,7 @@ class Session:
         bounds.install(server, self.clients, spec.configuration.bound)
         server.on_output = AnswerReader(self.clients.answered)
         server.is_done = self.clients.is_done
+        self.clients.on_submit = self.watch.submitted
         self.clients.on_finish = self._finished
         self.clients.on_tool_end = lambda call: self.samples.stalled.pop(call.agent_id, None)
         self.meter = CostMeter(START_NS + round(spec.measure_from_s * SECOND))

@@ -28,8 +28,19 @@ COUNTS = (
     ("effective KV use", "utilisation", "effective", "percent"),
     ("bad KV reads", "counts", "kv_bad_tokens", "count"),
 )
+RETURNS = (
+    ("turns", "returns", "turns", "count"), ("first token P50 s", "returns", "first_token_p50_s", "seconds"),
+    ("first token P95 s", "returns", "first_token_p95_s", "seconds"),
+    ("where stock loads: P50 s", "load_turns", "stock_p50_s", "seconds"),
+    ("where stock loads: x best stock", "load_turns", "stock_ratio", "ratio"),
+    ("where either loads: x best stock", "load_turns", "either_ratio", "ratio"),
+    ("where neither loads: x best stock", "load_turns", "other_ratio", "ratio"),
+    ("stalls over 2 s", "returns", "stalls", "count"), ("KV away", "returns", "away", "count"),
+    ("KV ready", "returns", "ready", "count"), ("ready share", "returns", "ready_share", "percent"),
+    ("wasted over useful residency", "residency", "wasted_share", "percent"),
+)
 NO_CHANGE = "equally long"
-GROUP_PARTS = ("qps", "pool_tokens", "host_ratio", "seeds")
+GROUP_PARTS = ("qps", "pool_tokens", "host_ratio", "link_gb_s", "seeds")
 Columns = tuple[tuple[str, str, str | None, str], ...]
 
 
@@ -70,18 +81,25 @@ def title_of(group: dict[str, Any], parts: Sequence[str] = GROUP_PARTS) -> str:
         "qps": "own arrivals" if group["qps"] is None else f"QPS {group['qps']:g}",
         "pool_tokens": "the profile's device pool" if tokens is None else f"device pool {tokens:,} tokens",
         "host_ratio": f"host pool {group['host_ratio']:g} x",
+        "link_gb_s": "" if group["link_gb_s"] is None else f"link {group['link_gb_s']:g} GB/s",
         "seeds": f"{'seeds' if len(group['seeds']) > 1 else 'seed'} {', '.join(map(str, group['seeds']))}"}
-    return ", ".join(words[part] for part in parts)
+    return ", ".join(words[part] for part in parts if words[part])
 
 
 def _group(group: dict[str, Any], cells: list[dict[str, Any]]) -> list[str]:
     parts = [
         _table(group["rows"], OUTCOME, ("equal", lambda row: "yes" if row["equal"] else "**no**")),
-        _table(group["rows"], COUNTS), "\n".join(f"- {line}" for line in _verdicts(group)),
+        _table(group["rows"], COUNTS), *_returns(group["rows"]), "\n".join(f"- {line}" for line in _verdicts(group)),
     ]
     warnings = [f"- **Warning**, seed {cell['seed']}: {text}"
                 for cell in cells if cell["group"] == group["name"] for text in cell["warnings"]]
     return parts + (["\n".join(warnings)] if warnings else [])
+
+
+def _returns(rows: list[dict[str, Any]]) -> list[str]:
+    """The table of the turns after a tool, where there were any."""
+    has_turns = any((row["returns"] or {}).get("turns", {"high": 0})["high"] for row in rows)
+    return [_table(rows, RETURNS)] if has_turns else []
 
 
 def _verdicts(group: dict[str, Any]) -> list[str]:

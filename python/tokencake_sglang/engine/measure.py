@@ -75,7 +75,7 @@ class CostMeasure:
         self.learner = CostLearner(self.host.size_per_token)
         self._uploads = Stopwatch(lambda tokens, seconds: self.learner.copy("upload", tokens, 1, seconds), late=True)
         self._offloads = Stopwatch(lambda tokens, seconds: self.learner.copy("offload", tokens, 1, seconds), late=True)
-        self._passes = Stopwatch(self.learner.prefill, late=False)
+        self._passes = Stopwatch(lambda parts, seconds: self.learner.prefill(parts, seconds), late=False)
         self._told: Costs | None = None
         self._folded = -1
         self._tell_at = float("-inf")

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokencake_sglang.emulator.program import Workload
 from tokencake_sglang.emulator.spec import WorkloadSpec
-from tokencake_sglang.emulator.workloads import chat, coding_sessions, crowd, dag, mix, mooncake, tracelab
+from tokencake_sglang.emulator.workloads import chat, coding_sessions, crowd, dag, mix, mooncake, tool_turns, tracelab
 from tokencake_sglang.emulator.workloads.parameters import Parameter, resolve
 from tokencake_sglang.emulator.workloads.summary import describe
 
@@ -36,6 +36,7 @@ BUILDERS: dict[str, Builder] = {
     "mooncake": Builder(mooncake.parameters(), mooncake.build),
     "tracelab": Builder(tracelab.parameters(), tracelab.build),
     "chat": Builder(chat.parameters(), chat.build),
+    "tool_turns": Builder(tool_turns.parameters(), tool_turns.build),
     "crowd": Builder(crowd.parameters(), crowd.build),
     "mix": Builder(mix.parameters(), lambda seed, values: mix.build(build, seed, values)),
 }

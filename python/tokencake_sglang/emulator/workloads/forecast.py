@@ -12,7 +12,8 @@ from tokencake_sglang.emulator.workloads.parameters import Parameter
 NAMES = ("exact", "mean", "default", "none")
 ALLOWED = (
     'one of "exact", "mean", "default", "none", or an object with one of: "factor" (a number above 0), '
-    '"lognormal_sigma" (a number of at least 0), "uniform_factor" ([low, high] with 0 < low <= high)')
+    '"lognormal_sigma" (a number of at least 0), "uniform_factor" or "loguniform_factor" ([low, high] with '
+    '0 < low <= high)')
 
 
 def parameter(default: str, meaning: str = "what clients tell about a tool's duration beforehand") -> Parameter:
@@ -25,7 +26,7 @@ def accepts(knob: Any) -> bool:
     if not isinstance(knob, dict) or len(knob) != 1:
         return False
     (name, value), = knob.items()
-    if name == "uniform_factor":
+    if name in ("uniform_factor", "loguniform_factor"):
         return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_number, value)) \
             and 0 < value[0] <= value[1]
     if name == "factor":
@@ -45,7 +46,8 @@ def forecast_s(
     "exact": the duration. "mean": the mean of the tool's kind, "default": the default of its kind (both: nothing
     where the workload knows none). "factor" f: f times the duration. "lognormal_sigma" s: the duration times
     exp(s z), z standard normal, so the median is right. "uniform_factor" [a, b]: the duration times a factor drawn
-    evenly from a to b. One number is drawn from `rng` whatever the knob says, so that it moves no other draw.
+    evenly from a to b; "loguniform_factor" [a, b]: whose logarithm is drawn evenly. One number is drawn from `rng`
+    whatever the knob says, so that it moves no other draw.
     """
     uniform = rng.random()
     if isinstance(knob, str):
@@ -55,6 +57,9 @@ def forecast_s(
     if "uniform_factor" in knob:
         low, high = knob["uniform_factor"]
         return duration_s * (low + (high - low) * uniform)
+    if "loguniform_factor" in knob:
+        low, high = knob["loguniform_factor"]
+        return duration_s * low * (high / low) ** uniform
     return duration_s * math.exp(knob["lognormal_sigma"] * standard_normal(uniform))
 
 
