@@ -57,6 +57,14 @@ def test_an_upload_of_which_a_piece_is_missing_at_the_return_is_not_on_time(serv
     assert counts(server) == (PIECES, PIECES, 0, 1)  # late, and once
 
 
+def test_a_stall_for_whose_last_piece_there_was_no_room_is_not_on_time(server):
+    server.at(100.05)
+    server.mechanism.declines = {"upload": "no_room"}
+    land(server, 100.06)
+    server.finish()
+    assert counts(server) == (1, 1, 0, 0)
+
+
 def test_the_next_stall_counts_anew(server):
     server.at(100.05)
     server.finish()

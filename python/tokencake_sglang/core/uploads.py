@@ -71,9 +71,8 @@ class UploadQueue:
             self._heaps = {True: [], False: []}
 
     def ended(self, key: str) -> None:
-        """A piece has landed."""
-        self._in_flight.pop(key, None)
-        if key in self._waiting:
+        """An upload of the agent has landed: one of its pieces, or another."""
+        if self._in_flight.pop(key, None) is not None and key in self._waiting:
             self._push(key)
 
     def clear(self) -> None:
@@ -119,7 +118,7 @@ class UploadQueue:
         heap = self._heaps[is_due]
         while heap:
             _, number, key = heap[0]
-            if self._is_valid(number, key) and key not in self._in_flight:
+            if self._is_valid(number, key):
                 return key
             heapq.heappop(heap)
         return None
