@@ -111,6 +111,7 @@ def test_the_constants_of_the_policy_the_controller_and_the_costs_are_documented
     used = {name: value for module in (cost, eager, published, paper, score)
             for name, value in vars(module).items() if name.isupper()}
     used |= {name: getattr(controller, name) for name in vars(controller) if re.fullmatch(r"[A-Z_]+(_S|_STEP)", name)}
+    used |= constants_of("core/uploads.py")
     used |= {name: getattr(cost_learner, name) for name in vars(cost_learner) if name.isupper()}
     used |= constants_of("engine/measure.py")
     assert found == {name: str(value) for name, value in used.items()}
@@ -129,9 +130,11 @@ def test_the_constants_and_presets_of_the_forecast_are_documented_with_their_val
 
 
 def test_every_reason_of_a_decline_is_documented():
-    tree = ast.parse((ROOT / "python/tokencake_sglang/engine/moves.py").read_text(encoding="utf-8"))
+    engine = ROOT / "python/tokencake_sglang/engine"
+    files = [engine / name for name in ("moves.py", "offloads.py", "uploads.py")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
     reasons = set()
-    for node in ast.walk(tree):
+    for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.keyword) and node.arg == "reason":
             reasons |= {leaf.value for leaf in ast.walk(node.value) if isinstance(leaf, ast.Constant)}
     reasons -= {"no offload is under way"}  # of a cancel, which is not counted

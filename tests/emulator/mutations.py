@@ -41,17 +41,17 @@ def batch_does_not_wait_for_early_uploads() -> None:
 def offload_does_not_wait_for_its_copies() -> None:
     """Offloaded KV leaves the device, and its slots are used again, while the copy to the host still reads them."""
     from tokencake_sglang.core.plan import MoveDone
-    from tokencake_sglang.engine.moves import KvMover
+    from tokencake_sglang.engine.offloads import Offloads
 
-    def continue_offload(self: Any, key: str) -> None:
+    def go_on(self: Any, key: str) -> None:
         moved = 0
-        for node in self.offloads.pop(key).nodes:
+        for node in self.under_way.pop(key).nodes:
             children = node.children.values()
             if node.value is not None and node.backuped and all(child.value is None for child in children):
                 moved += self.cache._evict_backuped(node)
         self.done.append(MoveDone(key, "offload", moved))
 
-    KvMover._continue_offload = continue_offload
+    Offloads.go_on = go_on
 
 
 def load_copies_half_of_what_it_reports() -> None:

@@ -83,7 +83,7 @@ def server(make):
 def all_quiet(server):
     """Nothing is held, locked or protected any more."""
     cache = server.h.cache
-    assert server.extension.mover.moves_in_flight() == [] and cache.uploading == set()
+    assert server.extension.mover.moves_in_flight() == [] and cache.uploading == {}
     assert cache.owners.protected == {} and cache.protected_size() == 0
 
 

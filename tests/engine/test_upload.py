@@ -34,7 +34,7 @@ def test_uploaded_kv_is_bit_identical_at_its_new_slots(moving):
     assert set(slots.tolist()) != set(old)
     m.h.expect_slots(slots, done)
     assert m.done[-1] == MoveDone("a", "upload", len(done))
-    assert m.mover.moves_in_flight() == [] and m.h.cache.uploading == set()
+    assert m.mover.moves_in_flight() == [] and m.h.cache.uploading == {}
 
 
 @pytest.mark.parametrize("quota", [0, 9, 16, 48, 10**6])
@@ -232,7 +232,7 @@ def test_a_flush_after_an_upload_has_landed_leaves_nothing_behind(moving):
     m.h.flush()
     m.h.step()
     assert m.done == [MoveDone("a", "upload", 0)]
-    assert m.h.cache.uploading == set() and m.mover.moves_in_flight() == []
+    assert m.h.cache.uploading == {} and m.mover.moves_in_flight() == []
     m.h.serve(LEFT, "a")
     m.send_away("a")
     assert m.upload("a").accepted

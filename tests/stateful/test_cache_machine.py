@@ -9,6 +9,7 @@ What was broken, and which check then failed within the ordinary number of lives
 - an offload that does not look at owners again when it ends: `on_step`, KV of a second owner moved;
 - a split that does not pass on the owners, a path whose ancestors are not tagged: `agrees_with_the_model`;
 - removal or reset that leaves the index as it was, an ended agent whose KV is not dead: `the_books_agree`;
+- an upload that locks what has landed: `only_requests_and_copies_under_way_hold_kv`;
 - an upload that takes room beyond free and dead KV: `upload`, KV of a live agent evicted;
 - a batch that does not wait for KV on its way, an upload that counts as landed too early: `forward`, the slots
   hold what was there before;
@@ -91,7 +92,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.h.step()
         self.agrees_with_the_model()
         cache = self.h.cache
-        assert cache.protected_size() == 0 and cache.uploading == set() and self.mover.moves_in_flight() == []
+        assert cache.protected_size() == 0 and cache.uploading == {} and self.mover.moves_in_flight() == []
         assert self.started == self.finished, "a move was started and never reported"
         assert self.h.evict(10**6) + self.h.allocator.available_size() >= 160
         cache.evict_host(10**6)
@@ -269,12 +270,12 @@ class CacheMachine(RuleBasedStateMachine):
         self.forget_what_has_left()
         assert self.on_device().keys() == before.keys(), "an offload took KV off the device before its copies landed"
 
-    @precondition(lambda self: self.mover.offloads)
+    @precondition(lambda self: self.mover.offloads.under_way)
     @rule(data=st.data())
     def cancel(self, data: Any) -> None:
-        agent = data.draw(st.sampled_from(sorted(self.mover.offloads)))
+        agent = data.draw(st.sampled_from(sorted(self.mover.offloads.under_way)))
         self.mover.execute(agent, CancelOffload())
-        assert agent not in self.mover.offloads
+        assert agent not in self.mover.offloads.under_way
 
     @precondition(lambda self: self.h.cache.owners.protected)
     @rule(data=st.data())
@@ -284,14 +285,17 @@ class CacheMachine(RuleBasedStateMachine):
         assert agent not in self.h.cache.owners.protected
 
     @precondition(lambda self: self.may_come())
-    @rule(data=st.data(), quota=st.sampled_from([1000, 64, 32, 20, 10, 0]))
-    def start_upload(self, data: Any, quota: int) -> None:
-        self.upload(data.draw(st.sampled_from(self.may_come())), quota)
+    @rule(data=st.data(), quota=st.sampled_from([1000, 64, 32, 20, 10, 0]), least=st.sampled_from([None, 10, 20]))
+    def start_upload(self, data: Any, quota: int, least: int | None) -> None:
+        self.upload(data.draw(st.sampled_from(self.may_come())), quota, least)
 
-    def upload(self, agent: str, quota: int) -> None:
-        before = self.on_device()
-        outcome = self.mover.execute(agent, Upload(quota, 1e9))
+    def upload(self, agent: str, quota: int, least: int | None = None) -> None:
+        """`least`: a node may be cut for it."""
+        before, missing = self.on_device(), self.h.cache.owners.footprint(agent).restore_tokens
+        outcome = self.mover.execute(agent, Upload(quota, 1e9, min_tokens=least))
         assert outcome.tokens <= quota
+        if outcome.accepted and least is not None:
+            assert outcome.tokens >= min(least, missing) // self.page_size * self.page_size
         self.started += outcome.accepted
         after = self.on_device()
         for node_id in before.keys() - after.keys():
@@ -319,7 +323,7 @@ class CacheMachine(RuleBasedStateMachine):
                 self.h.clock.complete_one(stream)
 
     def on_step(self) -> None:
-        offloading = set(self.mover.offloads)
+        offloading = set(self.mover.offloads.under_way)
         before, in_use = self.on_device(), self.used_by_requests()
         done = self.mover.take_completions()
         self.finished += len(done)
@@ -358,7 +362,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(agent=agents)
     def agent_ends(self, agent: str) -> None:
         self.mover.forget(agent)
-        assert agent not in self.mover.offloads
+        assert agent not in self.mover.offloads.under_way
         self.cached[agent] = set()
 
     @precondition(lambda self: not self.h.running_batch.reqs)
@@ -376,6 +380,14 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def the_books_agree(self) -> None:
         self.h.audit()
+
+    @invariant()
+    def only_requests_and_copies_under_way_hold_kv(self) -> None:
+        """What has been loaded is evictable again: nobody that waits for memory waits for it."""
+        cache = self.h.cache
+        copying = [*cache.ongoing_load_back.values(), *(ends[0] for ends in cache.ongoing_write_through.values())]
+        held = self.used_by_requests() | {n.id for end in copying for n in self.h.path(end)}
+        assert {n.id for n in self.h.nodes() if n.lock_ref > 0} <= held
 
     @invariant()
     def agrees_with_the_model(self) -> None:
@@ -409,7 +421,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def offloads_and_uploads_exclude_each_other(self) -> None:
-        assert not self.mover.offloads.keys() & self.mover.uploads.keys()
+        assert not self.mover.offloads.under_way.keys() & self.mover.uploads.under_way.keys()
         assert self.h.cache.loads_in_flight() <= 6
 
 

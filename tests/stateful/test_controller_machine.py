@@ -14,6 +14,7 @@ from tokencake_sglang.core.actions import OUTCOMES as ACTION_OUTCOMES
 from tokencake_sglang.core.actions import ClientActions
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.controller import Controller
+from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.timers import TIMER_SLACK
 from tokencake_sglang.core.types import AgentIdentity
 
@@ -111,6 +112,7 @@ class ControllerMachine(RuleBasedStateMachine):
         self.mechanism.live.add(rid)
         mine = self.mechanism.tokens.setdefault(key, Tokens(0))
         mine.count, mine.on_device, mine.has_copy = max(mine.count, tokens), True, self.writes_through
+        mine.back = 0
         self.controller.request_added(AgentIdentity(agent_id=key), rid)
         self.model.setdefault(key, ModelAgent()).end_all()
         self.ended.discard(key)
@@ -225,6 +227,7 @@ class ControllerMachine(RuleBasedStateMachine):
     def memory_is_bounded(self):
         assert len(self.controller._timers) <= 4 * len(self.controller.agents) + TIMER_SLACK
         assert len(self.controller._due) <= len(self.controller.agents)
+        assert len(self.controller.uploads.queue) <= len(self.controller.agents)
 
     # -- how it ends --------------------------------------------------------------------------------------------
 
@@ -272,6 +275,7 @@ class CostMachine(ControllerMachine):
     def __init__(self) -> None:
         super().__init__()
         self.mechanism.free = 1_000
+        self.mechanism.costs = Costs(upload_base_s=0.0, upload_token_s=0.25 / 200)  # 500 tokens are three pieces
 
     @rule(key=KEYS)
     def memory_was_wanted(self, key):
@@ -279,14 +283,26 @@ class CostMachine(ControllerMachine):
         mine = self.mechanism.tokens.get(key)
         if mine is not None and key not in self.mechanism.moves and key not in self.mechanism.protected:
             if mine.has_copy:
-                mine.on_device = False
+                mine.on_device, mine.back = False, 0
             else:
                 del self.mechanism.tokens[key]
+
+
+class HybridMachine(CostMachine):
+    """Uploads by the timer, and before it into memory that lies free."""
+
+    settings_used = {"upload": "hybrid"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mechanism.free = 25_000  # of 100,000
 
 
 TestController = ControllerMachine.TestCase
 TestController.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 TestCostController = CostMachine.TestCase
 TestCostController.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestHybridController = HybridMachine.TestCase
+TestHybridController.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestForgetfulController = ForgetfulMachine.TestCase
 TestForgetfulController.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

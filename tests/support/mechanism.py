@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.plan import (
     Action,
     Backup,
@@ -21,11 +22,12 @@ from tokencake_sglang.core.types import Footprint, PoolView
 @dataclass
 class Tokens:
     """One agent's KV, all of it unshared: on the device or on the host only. A copy on the host is there unless said
-    otherwise."""
+    otherwise. `back`: so many of those on the host are on the device again."""
 
     count: int
     on_device: bool = True
     has_copy: bool = True
+    back: int = 0
 
 
 @dataclass
@@ -43,6 +45,8 @@ class MemoryMechanism:
     done: list[MoveDone] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
     expected: dict[str, float | None] = field(default_factory=dict)
+    costs: Costs = Costs()
+    pieces: dict[str, int] = field(default_factory=dict)  # tokens of the uploads under way
 
     def footprint(self, key: str) -> Footprint:
         mine = self.tokens.get(key)
@@ -51,11 +55,12 @@ class MemoryMechanism:
         if mine.on_device:
             copied = mine.count if mine.has_copy else 0
             return Footprint(mine.count, copied, mine.count, 0, backed_up_tokens=copied)
-        return Footprint(0, mine.count, 0, mine.count)
+        return Footprint(mine.back, mine.count, mine.back, mine.count - mine.back, backed_up_tokens=mine.back)
 
     def pool(self) -> PoolView:
         loads = sum(kind == "upload" for kind in self.moves.values())
-        return PoolView(100_000, self.free, 0, 0, 100_000, 100_000, 0, 0, 0, loads, self.load_slots)
+        return PoolView(100_000, self.free, 0, 0, 100_000, 100_000, 0, 0, 0, loads, self.load_slots,
+                        costs=self.costs)
 
     def expect(self, key: str, at: float | None) -> None:
         self.expected[key] = at
@@ -82,12 +87,16 @@ class MemoryMechanism:
         if key in self.moves:
             return Outcome(False, reason="a move is under way")
         mine = self.tokens[key]
-        if isinstance(action, Upload) and mine.count > action.max_tokens:
-            return Outcome(False, reason="no_room")
+        tokens = mine.count
+        if isinstance(action, Upload):
+            tokens = min(mine.count - mine.back, action.max_tokens)
+            if tokens < (mine.count - mine.back if action.min_tokens is None else action.min_tokens):
+                return Outcome(False, reason="no_room")
+            self.pieces[key] = tokens
         self.moves[key] = kind
         if isinstance(action, (Offload, Upload)) and action.lease_until is not None:
             self.protected[key] = None
-        return Outcome(True, mine.count)
+        return Outcome(True, tokens)
 
     def take_completions(self) -> list[MoveDone]:
         done, self.done = self.done, []
@@ -105,10 +114,16 @@ class MemoryMechanism:
     def land(self, key: str) -> None:
         """The copies of this agent's move are complete."""
         mine = self.tokens.get(key)
-        if mine is not None:
+        tokens = mine.count if mine else 0
+        if mine is not None and self.moves[key] == "upload" and not mine.on_device:
+            tokens = self.pieces[key]
+            mine.back += tokens
+            mine.on_device = mine.back == mine.count
+        elif mine is not None:
             mine.on_device = self.moves[key] != "offload"
-            mine.has_copy = True
-        self._end(key, mine.count if mine else 0)
+        if mine is not None:
+            mine.has_copy, mine.back = True, 0 if mine.on_device or self.moves[key] == "offload" else mine.back
+        self._end(key, tokens)
 
     def flush(self) -> None:
         """What a cache flush does here; the controller is told separately, after this."""

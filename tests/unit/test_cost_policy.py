@@ -9,7 +9,7 @@ import pytest
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.forecast import LEVELS, Forecast
-from tokencake_sglang.core.plan import Backup, CancelOffload, Upload
+from tokencake_sglang.core.plan import Backup, CancelOffload, UploadWish
 from tokencake_sglang.core.policy import make_policy
 from tokencake_sglang.core.policy.cost import REPLAN_MIN_S, RETURN_GAP_S, CostPolicy
 from tokencake_sglang.core.types import AgentView, Footprint, PoolView, StallView
@@ -107,38 +107,58 @@ def test_no_copy_is_asked_for_while_a_move_is_under_way():
     assert decide(waits(30.0, 60.0, footprint=UNCOPIED, move="upload")).action is None
 
 
-@pytest.mark.parametrize(("low_s", "action"), [(2.5, Upload(200, None, displaces=True)), (2.6, None)])
-def test_an_upload_starts_when_an_early_return_is_as_near_as_the_lead(low_s, action):
-    assert decide(waits(low_s, 60.0, footprint=AWAY)).action == action
+@pytest.mark.parametrize(("low_s", "wish"), [(2.5, UploadWish(200, NOW)), (2.6, None)])
+def test_an_upload_is_due_when_an_early_return_is_as_near_as_the_lead(low_s, wish):
+    decision = decide(waits(low_s, 60.0, footprint=AWAY))
+    assert (decision.action, decision.wish) == (None, wish)
 
 
 def test_the_lead_is_never_shorter_than_a_tenth_of_a_second():
     quick = replace(FULL, costs=Costs())
-    assert decide(waits(0.1, 60.0, footprint=AWAY), quick).action is not None
-    assert decide(waits(0.11, 60.0, footprint=AWAY), quick).action is None
+    assert decide(waits(0.1, 60.0, footprint=AWAY), quick).wish is not None
+    assert decide(waits(0.11, 60.0, footprint=AWAY), quick).wish is None
 
 
-@pytest.mark.parametrize(("footprint", "pool", "wanted"), [
-    (AWAY, FULL, True),
-    (replace(AWAY, restore_tokens=10), FULL, True),
-    (replace(AWAY, restore_tokens=9), FULL, False),
-    (AWAY, replace(FULL, waiting_head_tokens=5_800), True),
-    (AWAY, replace(FULL, waiting_head_tokens=5_801), False),  # the head of the queue waits for that memory
-    (AWAY, replace(FULL, loads_in_flight=13), False),
-    (AWAY, replace(FULL, loads_in_flight=12), True),
+@pytest.mark.parametrize(("missing", "move", "wanted"), [
+    (200, None, True), (10, None, True), (9, None, False),  # SGLang loads back nothing shorter than 10
+    (200, "upload", True),  # a piece is under way, and this much is left
+    (200, "offload", False), (200, "backup", False)])
+def test_what_is_missing_is_wanted_back_unless_another_move_is_under_way(missing, move, wanted):
+    footprint = replace(AWAY, restore_tokens=missing)
+    for agent in (waits(0.1, 60.0, footprint=footprint, move=move), replace(BACK, footprint=footprint, move=move)):
+        wish = decide(agent).wish
+        assert (wish is not None) == wanted
+        assert wish is None or (wish.tokens, wish.is_due) == (missing, True)
+
+
+def test_a_wish_says_when_its_copy_has_to_begin_and_how_important_the_agent_is():
+    agent = waits(1.0, 60.0, footprint=AWAY, importance=7.0)
+    assert decide(agent).wish == UploadWish(200, NOW + 1.0 - 2.5, importance=7.0)
+    assert decide(replace(BACK, queue_wait_s=4.0)).wish == UploadWish(200, NOW + 4.0 - 2.5)
+
+
+EARLY, DUE, LATER_WISH = waits(30.0, 60.0, footprint=AWAY), waits(1.0, 60.0, footprint=AWAY), UploadWish(
+    200, NOW + 30.0 - 2.5, is_due=False)
+
+
+@pytest.mark.parametrize(("upload", "early", "due", "back"), [
+    ("timer", None, UploadWish(200, NOW - 1.5), True),
+    ("at-return", None, None, True),
+    ("at-stall", LATER_WISH, UploadWish(200, NOW - 1.5, is_due=False), True),
+    ("hybrid", LATER_WISH, UploadWish(200, NOW - 1.5), True),
+    ("none", None, None, False),
 ])
-def test_what_is_missing_comes_back_where_nobody_waits_for_the_memory(footprint, pool, wanted):
-    for agent in (waits(0.1, 60.0, footprint=footprint), replace(BACK, footprint=footprint)):
-        action = decide(agent, pool).action
-        assert (action is not None) == wanted
-        assert action is None or action == Upload(footprint.restore_tokens, None, displaces=True)
+def test_the_setting_says_when_missing_kv_is_wanted_back(upload, early, due, back):
+    policy = CostPolicy(TokenCakeConfig(upload=upload))
+    assert [policy.decide(NOW, agent, FULL).wish for agent in (EARLY, DUE)] == [early, due]
+    assert (policy.decide(NOW, BACK, FULL).wish is not None) == back
 
 
 def test_an_agent_that_has_returned_is_expected_now_for_a_while():
     decision = decide(BACK)
     assert (decision.next_use, decision.wake_at) == (NOW, NOW + RETURN_GAP_S)
     late = decide(BACK, now=NOW + RETURN_GAP_S)
-    assert (late.action, late.next_use, late.wake_at) == (None, None, None)
+    assert (late.action, late.wish, late.next_use, late.wake_at) == (None, None, None, None)
 
 
 def test_nobody_knows_when_an_agent_without_an_open_call_comes_again():
@@ -153,5 +173,5 @@ def test_kv_of_an_agent_is_used_only_when_its_turn_in_the_queue_comes():
 
 def test_an_upload_waits_for_the_turn_of_the_agents_next_request():
     due = waits(1.0, 60.0, footprint=AWAY)
-    assert isinstance(decide(due).action, Upload)
-    assert decide(replace(due, queue_wait_s=40.0)).action is None
+    assert decide(due).wish is not None
+    assert decide(replace(due, queue_wait_s=40.0)).wish is None

@@ -13,12 +13,12 @@ from tokencake_sglang.core.policy.eager import (
     HOST_LEASE_MAX_S,
     HOST_LEASE_MIN_S,
     LATE_RETRY_S,
-    MIN_UPLOAD_TOKENS,
     RETRY_S,
     EagerPolicy,
 )
 from tokencake_sglang.core.policy.none import NonePolicy
 from tokencake_sglang.core.types import AgentView, Footprint, PoolView, StallView
+from tokencake_sglang.core.uploads import MIN_UPLOAD_TOKENS
 
 CONFIG = TokenCakeConfig(stall_floor_s=0.5, upload_lead_s=0.25, lease_s=5.0, min_offload_tokens=64)
 POOL = PoolView(

@@ -12,10 +12,11 @@ from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.forecast import LEVELS, Forecast
 from tokencake_sglang.core.plan import CancelOffload, Offload, Release, Upload
 from tokencake_sglang.core.policy import make_policy
-from tokencake_sglang.core.policy.eager import MIN_UPLOAD_TOKENS, RETRY_S
+from tokencake_sglang.core.policy.eager import RETRY_S
 from tokencake_sglang.core.policy.paper import RECHECK_S, PaperPolicy, best_fit, throughput
 from tokencake_sglang.core.policy.published import LEAD_FACTOR, LEAD_MIN_S
 from tokencake_sglang.core.types import AgentView, Footprint, PoolView, StallView, WaitingView
+from tokencake_sglang.core.uploads import MIN_UPLOAD_TOKENS
 
 CONFIG = TokenCakeConfig(offload_policy="paper", lease_s=5.0, min_offload_tokens=64)
 # Exact in binary: 256 tokens take 0.5 s each way, and 1,024 tokens are computed in a second.

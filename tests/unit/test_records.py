@@ -136,6 +136,25 @@ def test_an_upload_after_the_return_says_how_late_it_was():
     assert [seconds for name, seconds in records.observations if name == "late_s"] == [1.5]
 
 
+def test_an_upload_in_pieces_is_late_until_the_last_of_them_has_landed():
+    records = opened()
+    decided(records)
+    record = returned(records, there=Footprint(restore_tokens=8, path_tokens=16))
+    records.moved(111.0, "a", "upload", 5)
+    assert record.late_s is None and not any(name == "late_s" for name, _ in records.observations)
+    records.moved(112.0, "a", "upload", 3)
+    assert record.late_s == 2.0
+
+
+def test_kv_that_is_still_on_its_way_at_the_return_is_missing():
+    records = opened()
+    decided(records)
+    record = returned(records, there=Footprint(device_tokens=8, landing_tokens=4, path_tokens=16))
+    assert (record.ready_at, record.missing_tokens, record.restore_s) == (None, 4, 1.0)
+    records.moved(110.5, "a", "upload", 4)
+    assert record.late_s == 0.5
+
+
 def test_an_upload_of_the_next_stall_is_not_the_last_ones():
     records = opened()
     decided(records)

@@ -56,7 +56,7 @@ class ClientActions:
                 f" it may be {RETAIN_SHARE:g} of the device's {pool.device_total}. Release another one first."))
         until = self.controller.now + min(asked_s, RETAIN_MAX_S)
         self.controller.retention.grant(agent.key, until, tokens)
-        self.controller.carry_out(agent, Retain(), "a client asked to keep it")
+        self.controller.carry_out_asked(agent, Retain(), "a client asked to keep it")
         self.controller.mark_due(agent)
         if asked_s > RETAIN_MAX_S:
             return _answer("clipped", f"{tokens} tokens are given up last for {RETAIN_MAX_S:g} s, the longest that is"
@@ -76,7 +76,7 @@ class ClientActions:
             return _answer("missing", f"Agent {agent.key!r} has no KV here.")
         if there.unshared_device_tokens == 0:
             return _answer("accepted", "There is nothing on the device that is this agent's alone.", 0)
-        outcome = self.controller.carry_out(agent, Offload(agent.lease_until), "a client asked to demote it")
+        outcome = self.controller.carry_out_asked(agent, Offload(agent.lease_until), "a client asked to demote it")
         if not outcome.accepted:
             return _declined(outcome)
         return _answer("accepted", f"{outcome.tokens} tokens are on their way to the host.", outcome.tokens)
@@ -94,7 +94,7 @@ class ClientActions:
         if room < MIN_MOVE_TOKENS:
             return _declined(Outcome(False, reason="no_room"))
         upload = Upload(min(room, missing), agent.lease_until)
-        outcome = self.controller.carry_out(agent, upload, "a client asked to prefetch it")
+        outcome = self.controller.carry_out_asked(agent, upload, "a client asked to prefetch it")
         if not outcome.accepted:
             return _declined(outcome)
         if outcome.tokens < missing:

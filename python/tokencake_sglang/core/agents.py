@@ -26,7 +26,8 @@ class Agent:
     move: str | None = None
     move_is_asked: bool = False  # a client asked for the move that is under way
     lease_until: float | None = None
-    upload_ready: bool = False  # an upload of this stall has landed, and the tool is still out
+    upload_ready: bool = False  # all that was missing in this stall has landed, and the tool is still out
+    late_counted: bool = False  # its uploads of this stall count as late
     wake_at: float | None = None
     offloaded_at: float | None = None
     offloaded_tokens: int = 0

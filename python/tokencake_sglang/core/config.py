@@ -14,6 +14,7 @@ ORDERS = ("program", "sglang")
 PRIORITIES = ("critical-path", "paper", "shipped", "none")
 ADMISSIONS = ("forecast", "max-tokens")
 FORECASTS = ("quantile", "paper")
+UPLOADS = ("timer", "at-return", "at-stall", "hybrid", "none")
 INFER = ("clients", "names", "none")
 
 
@@ -57,6 +58,11 @@ class TokenCakeConfig:
         "first_fit", "Which waiting request justifies an offload of the policy 'score': the first of the queue that"
         " fits into the memory, or the largest.",
         choices=("first_fit", "best_fit"))
+    upload: str = _setting(
+        "timer", "When the KV of an agent that waits for a tool comes back, with the policy 'cost': 'timer' in time for"
+        " the earliest likely return, 'at-return' once the tool has returned, 'at-stall' as soon as memory lies free,"
+        " 'hybrid' then and by the timer, 'none' with the next request.",
+        choices=UPLOADS)
     write_policy: str = _setting(
         "hicache", "When KV of agents is copied to the host: 'hicache' as --hicache-write-policy says, 'tokencake' only"
         " when a decision asks for it.",

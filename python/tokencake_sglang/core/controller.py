@@ -22,7 +22,8 @@ from tokencake_sglang.core.retention import Retention
 from tokencake_sglang.core.runs import RunTable
 from tokencake_sglang.core.stalls import Reply
 from tokencake_sglang.core.timers import Timers
-from tokencake_sglang.core.types import PREFILL, AgentIdentity, AgentView, StallView
+from tokencake_sglang.core.types import PREFILL, AgentIdentity, AgentView, PoolView, StallView
+from tokencake_sglang.core.upload_steps import UploadSteps
 
 DECISIONS_PER_STEP = 64
 DECLINED_RETRY_S = 0.25
@@ -42,6 +43,7 @@ class Controller:
         self.counters, self.declined = self.books.counters, self.books.declined
         self.records = StallRecords(config.stall_records)
         self.retention = Retention()
+        self.uploads = UploadSteps(self)
         self.now = 0.0
         self.observe: Callable[[float, str, Decision, Outcome | None], None] = lambda *_: None
         self.queue_wait_s: Callable[[str], float] = lambda key: 0.0
@@ -74,7 +76,7 @@ class Controller:
         self._learn(agent)
         self.counters["stalls_finished"] += ended
         if not agent.calls.open:
-            self._settle_upload(agent, stall_ended=ended > 0)
+            self.books.stall_over(agent, had_calls=ended > 0)
             self._record_return(agent, "request")
             self.runs.stall_ended(agent.key)
         self.runs.request_added(self.now, agent.program, identity, rid)
@@ -119,7 +121,7 @@ class Controller:
             if not agent.calls.open:
                 agent.returned_at = self.now
                 self.runs.stall_ended(agent.key)
-                self._settle_upload(agent, stall_ended=True)
+                self.books.stall_over(agent, had_calls=True)
                 self._record_return(agent, event["outcome"])
             self.mark_due(agent)
         return reply
@@ -146,6 +148,7 @@ class Controller:
         stall = self.stall_view(agent)
         self.records.opened(self.now, agent.key, agent.identity.agent_type, stall.kind, stall.predicted_end)
         agent.returned_at = None
+        agent.late_counted = False
         self.mark_due(agent)
         back_in = stall.predicted_end - self.now
         return replace(reply, message=f"{reply.message} The agent is expected to go on in {back_in:.3g} s.")
@@ -158,15 +161,20 @@ class Controller:
             agent.move = agent.lease_until = None
             agent.upload_ready = False
         self.retention.clear()
+        self.uploads.queue.clear()
 
     # -- what clients ask for (core/actions.py) -------------------------------------------------------------
 
-    def carry_out(self, agent: Agent, action: Action, reason: str) -> Outcome:
+    def carry_out_asked(self, agent: Agent, action: Action, reason: str) -> Outcome:
         """Have the mechanism carry out what a client asked for; policies do not take it back."""
-        view, pool, decision = self.view(agent), self.mechanism.pool(), Decision(action, reason)
-        outcome = self._execute(agent, action)
+        outcome = self.carry_out(agent, Decision(action, reason), self.view(agent), self.mechanism.pool())
         if outcome.accepted and isinstance(action, (Offload, Upload)):
             agent.move_is_asked = True
+        return outcome
+
+    def carry_out(self, agent: Agent, decision: Decision, view: AgentView, pool: PoolView) -> Outcome | None:
+        """Have the mechanism carry out a decision that was made from these; None where it has no action."""
+        outcome = None if decision.action is None else self._execute(agent, decision.action)
         self.observe(self.now, agent.key, decision, outcome)
         self.records.decided(self.now, view, pool, decision, outcome)
         return outcome
@@ -189,17 +197,15 @@ class Controller:
         """When the next agent is due: the current time if one is already, None if none waits for time to pass."""
         if self._due:
             return self.now
-        return self._timers.next_at
+        return min((at for at in (self._timers.next_at, self.uploads.queue.next_at) if at is not None), default=None)
 
     def step(self) -> None:
-        """One scheduler step: completions, then the agents that are due, boundedly many."""
+        """One scheduler step: completions, the agents that are due, then pieces of uploads; each boundedly many."""
         for done in self.mechanism.take_completions():
             self._complete(done.key, done.kind, done.tokens)
         self._live = None
         self._forget_stale()
         self._due.update(dict.fromkeys(self._timers.take_due(self.now)))
-        if not self._due:
-            return
         for key in list(self._due)[:DECISIONS_PER_STEP]:
             del self._due[key]
             agent = self.agents.get(key)
@@ -207,6 +213,7 @@ class Controller:
                 continue
             self._drop_vanished_requests(agent)
             self._decide(agent)
+        self.uploads.start()
 
     def _drop_vanished_requests(self, agent: Agent) -> None:
         """Aborted in the queue or dropped: nobody tells, so look."""
@@ -241,15 +248,12 @@ class Controller:
         view, pool = self.view(agent), self.mechanism.pool()
         decision = self.policy.decide(self.now, view, pool)
         self.mechanism.expect(agent.key, decision.next_use)
-        wake_at, outcome = decision.wake_at, None
-        if decision.action is not None:
-            outcome = self._execute(agent, decision.action)
-            if not outcome.accepted:
-                retry_at = self.now + DECLINED_RETRY_S
-                wake_at = retry_at if wake_at is None else min(wake_at, retry_at)
-                self._end_lease_that_is_over(agent)
-        self.observe(self.now, agent.key, decision, outcome)
-        self.records.decided(self.now, view, pool, decision, outcome)
+        self.uploads.note(agent, decision)
+        wake_at, outcome = decision.wake_at, self.carry_out(agent, decision, view, pool)
+        if outcome is not None and not outcome.accepted:
+            retry_at = self.now + DECLINED_RETRY_S
+            wake_at = retry_at if wake_at is None else min(wake_at, retry_at)
+            self._end_lease_that_is_over(agent)
         if agent.key in self.retention:
             held = view.footprint.held_tokens
             ending, until = self.retention.look(self.now, agent.key, held, pool.device_total)
@@ -279,15 +283,14 @@ class Controller:
     def _complete(self, key: str, kind: str, tokens: int) -> None:
         self.books.completed(kind, tokens)
         self.records.moved(self.now, key, kind, tokens)
+        if kind == "upload":
+            self.uploads.queue.ended(key)
         agent = self.agents.get(key)
         if agent is None:
             return
         was_asked, agent.move, agent.move_is_asked = agent.move_is_asked, None, False
         if kind == "upload":
-            if agent.calls.open:
-                agent.upload_ready = True
-            elif not was_asked:
-                self.counters["uploads_late"] += 1
+            self.books.upload_landed(agent, self.mechanism.footprint(key).restore_tokens, was_asked)
         elif tokens == 0:  # cancelled, or all of it is in use: not again in every step
             retry_at = self.now + DECLINED_RETRY_S
             self._timers.set(agent, retry_at if agent.wake_at is None else min(agent.wake_at, retry_at))
@@ -295,12 +298,6 @@ class Controller:
         else:
             agent.offloaded_at, agent.offloaded_tokens = self.now, tokens
         self.mark_due(agent)
-
-    def _settle_upload(self, agent: Agent, *, stall_ended: bool) -> None:
-        """The tool is back: an upload that had landed before was on time."""
-        if stall_ended and agent.upload_ready:
-            self.counters["uploads_on_time"] += 1
-        agent.upload_ready = False
 
     def _record_return(self, agent: Agent, outcome: str) -> None:
         if self.records.is_open(agent.key):
@@ -341,5 +338,6 @@ class Controller:
         self.runs.agent_gone(self.now, agent.key)
         self._due.pop(agent.key, None)
         self.retention.end(agent.key)
+        self.uploads.queue.drop(agent.key)
         self.mechanism.forget(agent.key)
         self.on_agent_gone(agent.key)

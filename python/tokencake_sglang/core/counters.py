@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokencake_sglang.core.agents import Agent
 from tokencake_sglang.core.plan import Action, Backup, Offload, Outcome, Release, Upload
+from tokencake_sglang.core.uploads import MIN_UPLOAD_TOKENS
 
 MOVED_TOKENS = {"offload": "tokens_offloaded", "backup": "tokens_backed_up", "upload": "tokens_uploaded"}
 
@@ -41,6 +42,20 @@ class Books:
             agent.upload_ready = False
             agent.lease_until = action.lease_until
         self.counters[f"{kind}s_started"] += 1
+
+    def upload_landed(self, agent: Agent, missing: int, was_asked: bool) -> None:
+        """A piece of an upload is there, and so many tokens are still missing. Late is counted once a stall."""
+        if agent.calls.open:
+            agent.upload_ready = missing < MIN_UPLOAD_TOKENS
+        elif not was_asked and not agent.late_counted:
+            agent.late_counted = True
+            self.counters["uploads_late"] += 1
+
+    def stall_over(self, agent: Agent, *, had_calls: bool) -> None:
+        """The tool is back: an upload that had landed before was on time."""
+        if had_calls and agent.upload_ready:
+            self.counters["uploads_on_time"] += 1
+        agent.upload_ready = False
 
     def completed(self, kind: str, tokens: int) -> None:
         self.counters[f"{kind}s_completed"] += 1

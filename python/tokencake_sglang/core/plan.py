@@ -31,11 +31,14 @@ class Upload:
     """Bring back at most `max_tokens` of the agent's latest path and protect it until `lease_until` (None: not at all).
 
     It takes free memory and dead KV; with `displaces` also that of KV which is worth less, its next use being later.
+    With `min_tokens` a node of the tree is cut where it does not fit whole, and less than that is declined; with None
+    whole nodes come, as many as fit.
     """
 
     max_tokens: int
     lease_until: float | None
     displaces: bool = False
+    min_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,26 @@ Action = Offload | Backup | CancelOffload | Upload | Release | Retain
 
 
 @dataclass(frozen=True)
+class UploadWish:
+    """The agent's missing KV should come back; core/uploads.py says when each piece does.
+
+    `start_by`: when the copy has to begin to be in time; may have passed. `is_due`: it may take the place of KV that
+    is worth less, else memory that lies free only. `importance`: 0 to 10.
+    """
+
+    tokens: int
+    start_by: float
+    is_due: bool = True
+    importance: float = 0.0
+
+
+@dataclass(frozen=True)
 class Decision:
     """What to do now for one agent, why, and when to look again (None: at its next event). `figures` are what it
     rests on, by name.
 
     `next_use`: when the agent's KV is expected to be used again, by which victims are chosen; None: not known.
+    `wish`: it competes for room and for the link with those of other agents until the next decision; None ends it.
     """
 
     action: Action | None
@@ -64,6 +82,7 @@ class Decision:
     wake_at: float | None = None
     figures: tuple[tuple[str, float], ...] = ()
     next_use: float | None = None
+    wish: UploadWish | None = None
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class StallRecord:
     _early: int = field(default=0, repr=False)  # uploaded, and the tool is still out
     _away_token_s: float = field(default=0.0, repr=False)
     _landed_at: float | None = field(default=None, repr=False)
+    _to_restore: int = field(default=0, repr=False)  # on the host at the return, and no upload has brought it back
 
     def report(self) -> dict[str, Any]:
         """As JSON shows it."""
@@ -112,8 +113,9 @@ class StallRecord:
             return
         self.returned_at = now
         lost = max(0, self.path_tokens - there.path_tokens)
-        self.missing_tokens = there.restore_tokens + lost
-        self.restore_s = self._costs.upload_s(there.restore_tokens) + self._costs.prefill_s(lost, there.path_tokens)
+        away = there.restore_tokens + there.landing_tokens
+        self.missing_tokens, self._to_restore = away + lost, away
+        self.restore_s = self._costs.upload_s(away) + self._costs.prefill_s(lost, there.path_tokens)
         if self.missing_tokens == 0:
             self.ready_at = now if self._landed_at is None else self._landed_at
             self.late_s = 0.0
@@ -122,6 +124,14 @@ class StallRecord:
             n, costs = self.unshared_tokens, self._costs
             could = n * max(0.0, now - self.started_at - costs.offload_s(n) - costs.upload_s(n))
             self.regret_token_s = max(0.0, could - self._away_token_s)
+
+    def restored(self, now: float, tokens: int) -> bool:
+        """An upload after the return has brought back so many tokens; whether that was the last of what was there."""
+        self._to_restore -= tokens
+        if self._to_restore > 0:
+            return False
+        self.late_s = now - self.returned_at
+        return True
 
     def _read_forecast(self, now: float, stall: StallView | None) -> None:
         if stall is None or stall.forecast is None:
@@ -183,9 +193,9 @@ class StallRecords(Sequence[StallRecord]):
         if record is not None:
             record.moved(now, kind, tokens)
         elif kind == "upload" and tokens > 0:
-            late = self._restoring.pop(agent, None)
-            if late is not None and late.returned_at is not None:
-                late.late_s = now - late.returned_at
+            late = self._restoring.get(agent)
+            if late is not None and late.restored(now, tokens):
+                del self._restoring[agent]
                 self.observations.append(("late_s", late.late_s))
 
     def returned(self, now: float, agent: str, outcome: str, there: Footprint) -> None:

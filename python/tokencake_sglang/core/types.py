@@ -60,6 +60,7 @@ class Footprint:
     restore_tokens: int = 0  # missing on the device along its latest path: what an upload brings back
     path_tokens: int = 0  # length of its latest path, on whichever tier
     backed_up_tokens: int = 0  # of the unshared ones on the device, those with a host copy: they leave without a copy
+    landing_tokens: int = 0  # on the device by the books, but still on their way to it outside a batch
 
     @property
     def held_tokens(self) -> int:
@@ -74,6 +75,7 @@ class WaitingView:
     key: str  # its agent, "" without identity
     total_tokens: int  # its prompt and the most that it may generate
     missing_tokens: int  # of its prompt, what its agent has not on the device
+    growth_tokens: int = 0  # the most that it may generate
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,18 @@ class PoolView:
     waiting: tuple[WaitingView, ...] = ()  # the first requests of the queue, in its order: few, or boundedly many
     # for a policy that asks for them
     growth_tokens: int = 0  # the most that running requests may still generate
+    admission_tokens: int = 0  # free and evictable tokens without which SGLang refuses the first waiting request
     costs: Costs = Costs()
 
     @property
     def usage(self) -> float:
         """Share of the device pool that holds KV which somebody may want again (paper section 4: pool usage)."""
         return 1.0 - min(1.0, (self.device_free + self.device_dead) / max(1, self.device_total))
+
+    @property
+    def wanted_tokens(self) -> int:
+        """Device tokens that the head of the queue waits for, as far as it is looked at."""
+        return max(self.waiting_head_tokens, self.admission_tokens)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from tokencake_sglang.engine.victims import VictimQueue
 from tokencake_sglang.engine.worth import Worth
 
 HOST_FULL_SHARE = 0.05  # a host pool with less free than this is full
+NO_LOAD = (0, -1)
 
 
 def agent_key(req: Any) -> str:
@@ -52,11 +53,13 @@ class TokenCakeHiRadixCache(HiRadixCache):
         self._inserting = ANONYMOUS
         self._is_unfinished = False
         self.writes_on_decision = config.write_policy == "tokencake"
-        self._match_met_load = False
         self._step = 0
         self._last_free_step = -1
-        self.uploading: set[int] = set()  # ids of nodes whose load was started outside a batch
-        self._started_early: set[int] = set()  # end nodes of loads queued by a batch but started outside one
+        # A load that was started outside a batch: its number, and the slot of its events. The later, the larger.
+        self.uploading: dict[int, tuple[int, int]] = {}  # by the ids of its nodes
+        self._started_early: dict[int, tuple[int, int]] = {}  # end nodes of loads that a batch had queued
+        self._loads_started = 0
+        self._match_met = NO_LOAD  # the newest load that the batch being built has met
         super().__init__(params, server_args)
         self.evictable_leaves = self.device_victims.leaves
         self.evictable_host_leaves = self.host_victims.leaves
@@ -73,7 +76,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
     def on_node_split(self, new_node: Any, child: Any) -> None:
         self.owners.on_split(new_node, child)
         if child.id in self.uploading:
-            self.uploading.add(new_node.id)
+            self.uploading[new_node.id] = self.uploading[child.id]
 
     def on_node_removed(self, node: Any) -> None:
         self.owners.on_removed(node)
@@ -89,15 +92,15 @@ class TokenCakeHiRadixCache(HiRadixCache):
         return result
 
     def cache_unfinished_req(self, req: Any, *args: Any, **kwargs: Any) -> None:
-        waited_for, met_load = req.last_node, self._match_met_load
+        waited_for, met = req.last_node, self._match_met
         self._last_free_step = self._step
         self._inserting, self._is_unfinished = agent_key(req), True
         try:
             super().cache_unfinished_req(req, *args, **kwargs)
         finally:
             self._inserting, self._is_unfinished = ANONYMOUS, False
-        self._match_met_load = met_load  # the match in there is not one for the batch being built
-        if self.loads_in_flight() > 0 and self._is_loading(req.last_node, waited_for):
+        self._match_met = met  # the match in there is not one for the batch being built
+        if self.uploading and self._newest_load(req.last_node, waited_for) > NO_LOAD:
             # The tree's slots, still being filled, replaced those that the request had computed itself. Its
             # next pass may not carry an event slot, so it is waited for here; a rare case.
             self.cache_controller.ack_load_queue[-1].finish_event.synchronize()
@@ -121,7 +124,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
         self.owners.clear()
         self.uploading.clear()
         self._started_early.clear()
-        self._match_met_load = False
+        self._match_met = NO_LOAD
         self.on_reset()
 
     # -- victims --------------------------------------------------------------------------------------------
@@ -269,29 +272,39 @@ class TokenCakeHiRadixCache(HiRadixCache):
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         result = super().match_prefix(params)
-        if self.uploading and not self._match_met_load:
-            self._match_met_load = self._is_loading(result.last_device_node)
+        if self.uploading:
+            self._match_met = max(self._match_met, self._newest_load(result.last_device_node))
         return result
 
     def ready_to_load_host_cache(self) -> int:
         """The event slot that the batch being built must wait for, or -1.
 
-        A batch that matched KV still on its way waits for the newest load: copies run in order on one stream,
-        so that covers all earlier ones.
+        A batch that matched KV still on its way waits for the newest load that it met: copies run in order on one
+        stream, so that covers all earlier ones; those that were started later are not waited for.
         """
         producer = super().ready_to_load_host_cache()
-        met_load, self._match_met_load = self._match_met_load, False
-        self._started_early.intersection_update(self.ongoing_load_back)
-        if producer == -1 and (met_load or self._started_early) and self.loads_in_flight() > 0:
-            return self.cache_controller.layer_done_counter.producer_index
-        return producer
+        met, self._match_met = self._match_met, NO_LOAD
+        for node_id in [i for i in self._started_early if i not in self.ongoing_load_back]:
+            del self._started_early[node_id]
+        return producer if producer != -1 else max(met, *self._started_early.values(), NO_LOAD)[1]
 
-    def start_loading_now(self, end: Any) -> None:
-        """Start the queued loads outside a batch, up to `end` among them. Loads that a batch had queued go along,
-        and every batch waits for those from now on."""
-        for operation in self.cache_controller.load_queue:
-            self._started_early.update(i for i in operation.node_ids if i != end.id)
-        self.cache_controller.start_loading()
+    def start_loading_now(self, chain: list[Any]) -> tuple[int, int]:
+        """Start the queued loads outside a batch, that of the nodes `chain` among them. Loads that a batch had queued
+        go along, and every batch waits for those from now on. Returns what `landed` is told at the end."""
+        self._loads_started += 1
+        queued = [i for operation in self.cache_controller.load_queue for i in operation.node_ids]
+        load = self._loads_started, self.cache_controller.start_loading()
+        self.uploading.update((node.id, load) for node in chain)
+        self._started_early.update((i, load) for i in queued if i != chain[-1].id)
+        return load
+
+    def landed(self, load: tuple[int, int]) -> None:
+        """An upload has been acknowledged: nobody waits for it any more."""
+        self.uploading = {i: its_load for i, its_load in self.uploading.items() if its_load != load}
+
+    def cut(self, node: Any, tokens: int) -> Any:
+        """Cut the first `tokens` (whole pages) of a node off as one of its own, and return that."""
+        return self._split_node(node.key, node, tokens)
 
     def freed_under_pass(self) -> bool:
         """Whether the results handled last freed slots while the pass launched before that may still use them."""
@@ -301,13 +314,13 @@ class TokenCakeHiRadixCache(HiRadixCache):
         """Loads started and not yet acknowledged on all ranks (equal on every rank)."""
         return len(self.cache_controller.ack_load_queue)
 
-    def _is_loading(self, node: Any, above: Any = None) -> bool:
-        """Whether `node` or an ancestor, up to and without `above`, is on its way outside a batch."""
+    def _newest_load(self, node: Any, above: Any = None) -> tuple[int, int]:
+        """Of the loads outside a batch that `node` and its ancestors, up to and without `above`, are part of."""
+        newest = NO_LOAD
         while node is not None and node is not self.root_node and node is not above:
-            if node.id in self.uploading:
-                return True
+            newest = max(newest, self.uploading.get(node.id, NO_LOAD))
             node = node.parent
-        return False
+        return newest
 
 
 def _has_one_owner(node: Any) -> bool:

@@ -2,16 +2,16 @@
 
 Device memory has no price while it lies free, so nothing moves on a quiet server. When it is short, victims are chosen
 by what a token is worth: the seconds that it takes to get it back over the seconds until it is used (engine/worth.py).
-This policy says when that will be, has copies made in time on the host, and starts uploads.
+This policy says when that will be, has copies made in time on the host, and wishes for uploads (core/uploads.py).
 """
 
 from __future__ import annotations
 
 from tokencake_sglang.core.config import TokenCakeConfig
-from tokencake_sglang.core.plan import Action, Backup, CancelOffload, Decision, Upload
-from tokencake_sglang.core.policy.eager import MIN_UPLOAD_TOKENS
+from tokencake_sglang.core.plan import Action, Backup, CancelOffload, Decision, UploadWish
 from tokencake_sglang.core.policy.published import LEAD_FACTOR, LEAD_MIN_S
 from tokencake_sglang.core.types import AgentView, PoolView, StallView
+from tokencake_sglang.core.uploads import MIN_UPLOAD_TOKENS
 
 USE_LEVEL = 0.5  # quantile of the return at which the KV of a stalled agent is taken to be used again
 UPLOAD_LEVEL = 0.05  # quantile of the return before which its KV should be back
@@ -34,8 +34,10 @@ class CostPolicy:
         if agent.stall is not None:
             return self._stalled(now, agent, agent.stall, pool)
         if agent.returned_at is not None and now < agent.returned_at + RETURN_GAP_S:
-            return Decision(self._upload(agent, pool), "ready for its next request", next_use=now + agent.queue_wait_s,
-                            wake_at=agent.returned_at + RETURN_GAP_S)
+            use_at = now + agent.queue_wait_s
+            wish = self._wish(agent, use_at - lead_s(agent, pool))
+            return Decision(None, "ready for its next request", next_use=use_at,
+                            wake_at=agent.returned_at + RETURN_GAP_S, wish=wish)
         if agent.used_until is not None and now < agent.used_until:
             return self._within_ttl(now, agent, pool)
         return Decision(self._backup(agent, pool), "nobody knows when it comes again")
@@ -52,11 +54,14 @@ class CostPolicy:
         left = self._left_s(now, stall, USE_LEVEL) + agent.queue_wait_s
         early = self._left_s(now, stall, UPLOAD_LEVEL) + agent.queue_wait_s
         wake = now + max(REPLAN_MIN_S, REPLAN_SHARE * left)
-        lead = max(LEAD_MIN_S, LEAD_FACTOR * pool.costs.upload_s(agent.footprint.restore_tokens))
-        if early <= lead:
-            return Decision(self._upload(agent, pool), "it is about to return", next_use=now + left, wake_at=wake)
+        start_by = now + early - lead_s(agent, pool)
+        if self.config.upload in ("timer", "hybrid") and start_by <= now:
+            return Decision(None, "it is about to return", next_use=now + left, wake_at=wake,
+                            wish=self._wish(agent, start_by))
+        fills_free_memory = self.config.upload in ("at-stall", "hybrid")
         return Decision(self._backup(agent, pool), "it waits for a tool", next_use=now + left,
-                        wake_at=min(wake, now + early - lead))
+                        wake_at=min(wake, start_by) if start_by > now else wake,
+                        wish=self._wish(agent, start_by, is_due=False) if fills_free_memory else None)
 
     def _left_s(self, now: float, stall: StallView, level: float) -> float:
         """Seconds until the agent has returned with probability `level`."""
@@ -73,13 +78,17 @@ class CostPolicy:
             return None
         return Backup() if _is_short(pool) else None
 
-    def _upload(self, agent: AgentView, pool: PoolView) -> Action | None:
-        """What is missing comes back, unless the queue waits for that memory."""
+    def _wish(self, agent: AgentView, start_by: float, is_due: bool = True) -> UploadWish | None:
+        """What is missing should come back, as far as nobody waits for that memory."""
         missing = agent.footprint.restore_tokens
-        room = pool.device_free + pool.device_evictable - pool.waiting_head_tokens
-        if agent.move is not None or missing < MIN_UPLOAD_TOKENS or pool.loads_in_flight >= pool.load_slots:
+        if self.config.upload == "none" or agent.move not in (None, "upload") or missing < MIN_UPLOAD_TOKENS:
             return None
-        return Upload(missing, None, displaces=True) if room >= missing else None
+        return UploadWish(missing, start_by, is_due, agent.importance)
+
+
+def lead_s(agent: AgentView, pool: PoolView) -> float:
+    """How long before its agent is back an upload has to begin."""
+    return max(LEAD_MIN_S, LEAD_FACTOR * pool.costs.upload_s(agent.footprint.restore_tokens))
 
 
 def _is_short(pool: PoolView) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.plan import CancelOffload, Decision, Offload, Release, Upload
 from tokencake_sglang.core.types import AgentView, PoolView
+from tokencake_sglang.core.uploads import MIN_UPLOAD_TOKENS
 
 RETRY_S = 0.05
 LATE_RETRY_S = 1.0
 HOST_LEASE_MIN_S = 60.0
 HOST_LEASE_MAX_S = 3600.0
-MIN_UPLOAD_TOKENS = 10  # SGLang loads back nothing shorter (HiRadixCache.load_back_threshold)
 
 
 class EagerPolicy:

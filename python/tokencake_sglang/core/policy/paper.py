@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.plan import Decision, Offload, Upload
-from tokencake_sglang.core.policy.eager import MIN_UPLOAD_TOKENS, RETRY_S, host_lease_end
+from tokencake_sglang.core.policy.eager import RETRY_S, host_lease_end
 from tokencake_sglang.core.policy.published import PublishedPolicy, remaining_s, return_is_near_at, transfer_s
 from tokencake_sglang.core.types import AgentView, PoolView, StallView, WaitingView
+from tokencake_sglang.core.uploads import MIN_UPLOAD_TOKENS
 
 RECHECK_S = 0.25  # the paper asks in every scheduling cycle
 
