@@ -176,6 +176,22 @@ def test_a_prompt_in_chunks_waits_for_room_while_others_can_give_it(server):
     h.allocator.free(taken)
 
 
+def test_it_waits_for_the_room_of_a_small_chunk_where_its_chunks_are_small(make):
+    server = Server(make(device_tokens=192, host_tokens=256), chunk_tokens=16)
+    h = server.h
+    server.extension.scheduler.chunked_prefill_size = 64
+    req = queue(server, "b", "long", range(1000, 1128))
+    h.admit(running := h.request(PROMPT, "a"))
+    req.init_next_round_input(h.cache)
+    room = h.allocator.available_size() + h.cache.evictable_size()
+    taken = h.allocator.alloc((room - 48) // h.page_size * h.page_size)
+    h.waiting_queue.clear()
+    assert not server.extension.parks_chunk(req, SimpleNamespace(reqs=[running]))
+    queue(server, None, "plain")
+    assert server.extension.parks_chunk(req, SimpleNamespace(reqs=[running])), "the plain one makes the chunk 64"
+    h.allocator.free(taken)
+
+
 def test_the_live_state_shows_programs_pools_and_who_waits(server):
     server.serve(PROMPT, "a")
     queue(server, "a", "a1")

@@ -168,7 +168,7 @@ def test_where_the_chunks_are_chosen_plain_prompts_beside_programs_have_larger_o
         chosen, config = deployment.share_chunks(deployment.choose("cuda", given, True), TokenCakeConfig(**settings))
         return chosen.get("chunked_prefill_size"), config.chunk_tokens
 
-    assert shared({}) == (256, 128) and shared({}, chunk_tokens=64) == (256, 64)
+    assert shared({}) == (384, 128) and shared({}, chunk_tokens=64) == (384, 64)
     assert shared({}, chunk_tokens=2048) == (2048, 2048)
     assert shared({}, order="sglang") == (128, 0), "nothing could make the chunks of programs small"
     assert shared({"chunked_prefill_size": 4096}) == (None, 0), "the user's own"

@@ -58,11 +58,11 @@ def test_tokencake_has_settings_that_its_own_check_accepts(name, policy, order):
 
 
 @pytest.mark.parametrize(("name", "chunk"), [
-    ("tokencake", 256), ("tokencake-none", 256), ("tokencake-program", None), ("tokencake-program-mixed-chunk64", 64)])
+    ("tokencake", 384), ("tokencake-none", 384), ("tokencake-program", None), ("tokencake-program-mixed-chunk64", 64)])
 def test_tokencake_alone_is_what_the_launcher_starts(name, chunk):
     found = configuration(name)
     args = found.server_args
-    assert found.tokencake.get("chunk_tokens") == (128 if chunk == 256 else None)
+    assert found.tokencake.get("chunk_tokens") == (128 if chunk == 384 else None)
     assert args["schedule_policy"] == "fcfs" and args.get("chunked_prefill_size") == chunk
     assert args.get("enable_mixed_chunk", False) == (chunk is not None)
 

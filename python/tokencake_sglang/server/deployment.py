@@ -15,7 +15,7 @@ CPU_SETTINGS = {"device": "cpu", "attention_backend": "torch_native", "sampling_
 CPU_HICACHE = {"hicache_io_backend": "direct", "hicache_mem_layout": "layer_first"}
 CUDA_HICACHE = {"hicache_io_backend": "kernel", "hicache_mem_layout": "page_first"}
 CUDA_CHUNKS = {"enable_mixed_chunk": True, "chunked_prefill_size": 128}
-PLAIN_CHUNK = 256  # of plain prompts beside programs, where TokenCake orders the queue
+PLAIN_CHUNK = 384  # of plain prompts beside programs, where TokenCake orders the queue
 LAYOUT_OF_DIRECT = "page_first_direct"
 
 
