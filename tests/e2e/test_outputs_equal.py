@@ -54,6 +54,19 @@ def test_forced_moves_change_no_output(stock_outputs, page_size, overlap):
     assert pool["device_free"] + pool["device_evictable"] == pool["device_total"]
 
 
+def test_uploads_of_the_default_policy_change_no_output(stock_outputs):
+    """1,280 slots, for about two of the eight agents: KV leaves for want of room and comes back where there is some."""
+    flags = ("--max-total-tokens", "1280", "--max-running-requests", "8", "--hicache-ratio", "8")
+    with ServerProcess(*flags, "--enable-tokencake", module=LAUNCHER) as server:
+        player = Player(server, "app")
+        assert player.play(len(MANNERS)) == stock_outputs
+        check_answers(player)
+        state = settled_state(server)
+    counters, pool = state["counters"], state["pool"]
+    assert counters["uploads_started"] == counters["uploads_completed"] > 0 and counters["tokens_uploaded"] > 0
+    assert state["num_agents"] == 0 and pool["device_free"] + pool["device_evictable"] == pool["device_total"]
+
+
 def test_retractions_and_a_small_host_pool_change_no_output(stock_outputs):
     """Requests are retracted every few passes, and the host holds a third of what the device does."""
     retract = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "5"}
