@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.test_outputs_equal import LAUNCHER, POOL, TOKENCAKE
 from tests.support.server import ServerProcess
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 NOTHING_BY_HAND = {"OMP_NUM_THREADS": None, "SGLANG_CPU_OMP_THREADS_BIND": None, "SGLANG_NCCL_SO_PATH": None}
 PROMPTS = {name: random.Random(name).choices(range(300, 3900), k=200) for name in "abcd"}
@@ -20,7 +20,7 @@ GRAPH = {"nodes": [{"name": "write", "kind": "llm", "agent": "writer"}], "edges"
 @pytest.fixture(scope="module")
 def server():
     with ServerProcess(*POOL, *TOKENCAKE, "--dp-size", "2", module=LAUNCHER, env=NOTHING_BY_HAND,
-                       start_timeout_s=400) as started:
+                       start_timeout_s=500) as started:
         yield started
 
 
