@@ -22,7 +22,7 @@ class Server:
     def __init__(self, harness, **settings):
         self.h = harness
         harness._request_dispatcher = TypeBasedDispatcher([])
-        harness.ps, harness.tree_cache = SimpleNamespace(tp_rank=0), harness.cache
+        harness.ps, harness.tree_cache = SimpleNamespace(tp_rank=0, dp_rank=None), harness.cache
         settings = {"offload_policy": "eager", "min_offload_tokens": 16, "upload_lead_s": LEAD_S, "lease_s": LEASE_S,
                     **settings}
         self.extension = TokenCakeExtension(harness, TokenCakeConfig(**settings))

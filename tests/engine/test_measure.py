@@ -40,7 +40,7 @@ def untimed(monkeypatch):
 
 def extension_of(harness, rank=0, **settings):
     harness._request_dispatcher = TypeBasedDispatcher([])
-    harness.ps, harness.tree_cache = SimpleNamespace(tp_rank=rank), harness.cache
+    harness.ps, harness.tree_cache = SimpleNamespace(tp_rank=rank, dp_rank=None), harness.cache
     return TokenCakeExtension(harness, TokenCakeConfig(**settings))
 
 
