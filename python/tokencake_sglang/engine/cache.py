@@ -49,6 +49,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
         self.held_nodes: Callable[[], Iterable[Any]] = tuple  # end nodes of the running requests' cached prefixes
         self.on_request_ended: Callable[[str, str], None] = lambda key, rid: None
         self.on_request_finished: Callable[[Any], None] = lambda req: None
+        self.on_given_up: Callable[[Any], None] = lambda node: None  # a node that leaves the device for want of memory
         self._inserting = ANONYMOUS
         self._is_unfinished = False
         self.writes_on_decision = config.write_policy == "tokencake"
@@ -56,6 +57,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
         self._step = 0
         self._last_free_step = -1
         self.uploading: set[int] = set()  # ids of nodes whose load was started outside a batch
+        self._in_load: dict[int, set[int]] = {}  # end node of a load -> ids of all that it brings
         self._started_early: set[int] = set()  # end nodes of loads queued by a batch but started outside one
         super().__init__(params, server_args)
         self.evictable_leaves = self.device_victims.leaves
@@ -74,6 +76,9 @@ class TokenCakeHiRadixCache(HiRadixCache):
         self.owners.on_split(new_node, child)
         if child.id in self.uploading:
             self.uploading.add(new_node.id)
+        for brought in self._in_load.values():
+            if child.id in brought:
+                brought.add(new_node.id)
 
     def on_node_removed(self, node: Any) -> None:
         self.owners.on_removed(node)
@@ -110,6 +115,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
         self.host_victims.clear()
         self.owners.clear()
         self.uploading.clear()
+        self._in_load.clear()
         self._started_early.clear()
         self._match_met_load = False
         self.on_reset()
@@ -167,6 +173,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
         return rank == RANK_DEAD or (rank == RANK_ORDINARY and worth(node) < below)
 
     def _give_up(self, node: Any) -> int:
+        self.on_given_up(node)
         with self.worth.resting_since(node):  # its parent, a leaf from now on, was not used after it
             return self._evict_backuped(node) if node.backuped else self._evict_regular(node)
 
@@ -281,6 +288,21 @@ class TokenCakeHiRadixCache(HiRadixCache):
     def freed_under_pass(self) -> bool:
         """Whether the results handled last freed slots while the pass launched before that may still use them."""
         return self._last_free_step >= self._step - 1
+
+    def load_back(self, node: Any, mem_quota: int | None = None) -> Any:
+        missing, above = set(), node
+        while above.evicted:
+            missing.add(above.id)
+            above = above.parent
+        loaded = super().load_back(node, mem_quota)
+        if loaded is not None:
+            self._in_load[node.id] = missing
+        return loaded
+
+    def nodes_in_load(self) -> set[int]:
+        """Ids of nodes that are on their way to the device."""
+        self._in_load = {end: ids for end, ids in self._in_load.items() if end in self.ongoing_load_back}
+        return set().union(*self._in_load.values())
 
     def loads_in_flight(self) -> int:
         """Loads started and not yet acknowledged on all ranks (equal on every rank)."""
