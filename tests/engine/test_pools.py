@@ -114,7 +114,7 @@ def test_what_is_lent_stays_lent_once_nobody_waits_for_it(server):
 def test_a_younger_program_leaves_room_for_a_critical_agent_that_is_expected_back(server):
     server.serve(MAIN, "main", steps=20)
     runs = server.run(server.queue(REST, "rest"))
-    server.stall("main", 3.0)
+    server.stall("main", 0.9)
     young, same = server.queue([*REST, *NEXT], "rest1", app="young"), server.queue(NEXT, "rest2")
     server.step(0.1)
     assert server.extension.holds_back(young) and not server.extension.holds_back(same)

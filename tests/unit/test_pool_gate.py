@@ -218,7 +218,7 @@ def demand():
     queue.pools.request_admitted("r")
     queue.pools.request_ended("t")
     queue.pools.order_of = {"r rest": 2, "t main": 1, "a rest": 2}.get
-    queue.pools.returning = lambda by: [("t main", 120)] if by >= 5.0 + LOOK_EVERY_S else []
+    queue.pools.returning = lambda by: [("t main", 120)] if by >= 1.0 + LOOK_EVERY_S else []
     return queue
 
 

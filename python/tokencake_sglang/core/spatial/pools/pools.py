@@ -18,7 +18,7 @@ from tokencake_sglang.core.tenant_shares import parse_shares
 LOOK_EVERY_S = 0.1  # at who uses how much
 RECALL_EVERY_S = 1.0  # at most: it looks at the whole tree
 PASSED_OVER_S = 60.0  # at most, for the sake of a reserve or a floor
-SOON_S = 5.0  # a stalled agent that is expected within this counts as critical work that comes next
+SOON_S = 1.0  # a stalled agent that is expected within this counts as critical work that comes next
 CRITICAL_IMPORTANCE = 9.0  # of 10: its path is at least 0.9 of the longest of its run
 
 
@@ -126,7 +126,7 @@ class Pools:
             used[account] = used.get(account, 0) + tokens
         waiting: dict[Account, int] = {}
         for rid, request in self._requests.items():
-            if not request.runs:
+            if not request.runs and not is_at_the_door(rid):
                 waiting[request.account] = waiting.get(request.account, 0) + 1
         self.gate.total = device.total
         self.gate.see(used, waiting)

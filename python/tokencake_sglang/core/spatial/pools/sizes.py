@@ -18,7 +18,7 @@ USAGE_HIGH, USAGE_LOW = 0.75, 0.40  # of the device in use: from here on it grow
 CRITICAL_RATIO = 0.75  # of the types
 LEAST_WEIGHT = 1e-6
 PUBLISHED_INTERVAL_S = 10.0  # 500 steps of 20 ms
-DEMAND_INTERVAL_S = 2.0
+DEMAND_INTERVAL_S = 1.0
 KEPT_ABOVE = 0.5  # a need of at least this part of a size leaves the size as it is
 FALLS_AFTER = 3  # updates in a row below that
 
