@@ -164,3 +164,12 @@ def test_kv_on_its_way_is_in_transfer(server):
     assert pools["main"]["in_transfer"] >= 48
     server.h.settle()
     assert {pool["agent_type"]: pool for pool in server.memory()["pools"]}["main"]["in_transfer"] == 0
+
+
+def test_loads_that_have_landed_are_not_remembered(server):
+    for _ in range(3):
+        server.serve(MAIN, "main")
+        server.h.back_up_all()
+        server.h.evict(DEVICE)
+        server.serve([*MAIN, 1, 2, 3], "main")
+    assert len(server.h.cache._in_load) <= 1

@@ -295,12 +295,13 @@ class TokenCakeHiRadixCache(HiRadixCache):
             missing.add(above.id)
             above = above.parent
         loaded = super().load_back(node, mem_quota)
+        self.nodes_in_load()
         if loaded is not None:
             self._in_load[node.id] = missing
         return loaded
 
     def nodes_in_load(self) -> set[int]:
-        """Ids of nodes that are on their way to the device."""
+        """Ids of nodes that are on their way to the device. Forgets the loads that have landed."""
         self._in_load = {end: ids for end, ids in self._in_load.items() if end in self.ongoing_load_back}
         return set().union(*self._in_load.values())
 
