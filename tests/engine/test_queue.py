@@ -73,7 +73,10 @@ def test_a_young_program_waits_while_an_older_one_needs_both_tiers_and_something
         server.h.forward(plain)
     young = queue(server, "young", "y1")
     in_order(server)
-    assert server.extension.holds_back(young) == runs
+    assert server.extension.holds_back(young) == runs == server.extension.holds_back(young)
+    assert server.counters["denied_by_door"] == runs, "each request once"
+    reasons = [one["reason"] for one in server.control("state")[1]["queue"]["waiting"] if one["rid"] == "y1"]
+    assert reasons == ["door" if runs else "memory"]
 
 
 def test_a_program_is_not_taken_for_a_new_one_after_a_request_that_ran_long_without_any_message(server, monkeypatch):
@@ -203,6 +206,7 @@ def test_the_live_state_shows_programs_pools_and_who_waits(server):
     assert status == 200 and [p["program"] for p in shown["programs"]] == ["a", "b", "plain"]
     assert shown["programs"][0]["kv_tokens"] == server.h.cache.owners.ledger.held("a") > 0
     assert [p["waiting"] for p in shown["programs"]] == [1, 1, 1]
+    assert [one["reason"] for one in shown["waiting"]] == ["memory", "order", "order"]
     assert {(pool["tenant"], pool["class"]) for pool in shown["pools"]} == {("", "agents"), ("", "plain")}
 
 
@@ -225,7 +229,8 @@ def test_a_graph_that_was_posted_orders_the_requests_of_a_program_and_shows_in_t
     server.extension.on_requests_admitted([
         SimpleNamespace(rid="short", extend_range=SimpleNamespace(length=8))])
     report = server.control("state", agents=10)[1]
-    assert report["queue"]["waiting"] == [{"rid": "long", "program": "run", "path_s": 2.5}]
+    assert report["queue"]["waiting"] == [
+        {"rid": "long", "program": "run", "path_s": 2.5, "reason": "memory"}]
     assert [run["nodes_running"] for run in report["runs"]] == [["short", "long"]]
     assert report["counters"]["critical_inversions"] == 1 and report["num_graphs"] == 1
     assert server.control("show_graph", graph_id=posted["graph_id"])[1]["critical_path"] == ["long"]

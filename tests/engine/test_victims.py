@@ -8,7 +8,7 @@ import pytest
 
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.plan import Backup, MoveDone, Upload
-from tokencake_sglang.engine.victims import DEAD, EXPECTED, ORDINARY, PROTECTED, STALE_SLACK, VictimQueue
+from tokencake_sglang.engine.victims import DEAD, EXPECTED, ORDINARY, PROTECTED, RECALLED, STALE_SLACK, VictimQueue
 
 A, B, C = [11] * 32, [12] * 32, [13] * 32
 COSTS = Costs(upload_token_s=1e-5, prefill_token_s=1e-3, prefill_pair_s=0.0)
@@ -98,6 +98,19 @@ def test_what_is_in_use_keeps_its_place(shelf):
     assert shelf.queue.next().id == 2
     shelf.refused.clear()
     assert shelf.order() == [1, 2]
+
+
+@pytest.mark.parametrize("lane", [DEAD, RECALLED, ORDINARY])
+def test_a_place_that_has_fallen_and_was_not_told_is_found_all_the_same(shelf, lane):
+    shelf.put(1, PROTECTED, 0)
+    shelf.places[1] = (lane, 0)
+    assert shelf.order() == [1]
+
+
+def test_what_is_recalled_goes_after_the_dead_and_before_all_other(shelf):
+    for number, lane in enumerate([ORDINARY, RECALLED, EXPECTED, DEAD, RECALLED]):
+        shelf.put(number, lane, 10 - number)
+    assert shelf.order()[:3] == [3, 4, 1]
 
 
 def test_asking_for_victims_does_not_look_at_all_leaves(shelf):

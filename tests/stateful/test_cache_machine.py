@@ -14,6 +14,8 @@ What was broken, and which check then failed within the ordinary number of lives
 - a batch that does not wait for KV on its way, an upload that counts as landed too early: `forward`, the slots
   hold what was there before;
 - a dead node that is not counted again when it is locked, split or leaves the device: `dead_kv_is_counted_right`;
+- accounts that leave out KV which nobody owns, what a request has beyond the tree or the rest of its last page, all
+  but the end of a load: `every_token_is_in_one_account`;
 - a cancel, or the end of an agent, that leaves the offload under way: `cancel`, `agent_ends`.
 It does not see the order inside an eviction class, nor which host copies make room (tests/engine does).
 """
@@ -41,6 +43,7 @@ from tokencake_sglang.core.plan import CancelOffload, Offload, Release, Upload
 from tokencake_sglang.core.types import Footprint
 from tokencake_sglang.engine.moves import KvMover
 from tokencake_sglang.engine.owners import ANONYMOUS, owners_of
+from tokencake_sglang.engine.pools import PoolMeter
 
 LONG = os.environ.get("TOKENCAKE_STATEFUL") == "long"
 AGENTS = ("a", "b", "c")
@@ -344,6 +347,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     # -- pressure, ends, flush ------------------------------------------------------------------------------
 
+    @rule(recalled=st.sets(st.sampled_from((ANONYMOUS, *AGENTS))))
+    def pools_want_something_back(self, recalled: set[str]) -> None:
+        """Nobody tells the queue of victims."""
+        self.h.cache.worth.is_recalled = lambda node: owners_of(node).keys() <= recalled
+
     @rule(tokens=st.integers(1, 64))
     def evict(self, tokens: int) -> None:
         dead = {i for i, (n, who) in self.on_device().items() if not who and n.lock_ref == 0}
@@ -388,6 +396,19 @@ class CacheMachine(RuleBasedStateMachine):
         copying = [*cache.ongoing_load_back.values(), *(ends[0] for ends in cache.ongoing_write_through.values())]
         held = self.used_by_requests() | {n.id for end in copying for n in self.h.path(end)}
         assert {n.id for n in self.h.nodes() if n.lock_ref > 0} <= held
+
+    @invariant()
+    def every_token_is_in_one_account(self) -> None:
+        meter, free = PoolMeter(self.h.cache, self.h), self.h.allocator.available_size()
+        books, used = meter.books(), sum(meter.used().values())
+        assert books.total + free == self.h.max_total_num_tokens, f"{books.accounts} and {free} free"
+        assert books.accounts.keys() <= {ANONYMOUS, *AGENTS} and min([0, *map(min, books.accounts.values())]) == 0
+        in_use = self.h.max_total_num_tokens - free - self.h.cache.evictable_size()
+        moving = sum(tokens.in_transfer for tokens in books.accounts.values())
+        assert used <= in_use, f"{used} used by requests, {in_use} not evictable"
+        assert moving or used == in_use, f"{used} used by requests, {in_use} not evictable, and nothing is copied"
+        landing = self.h.clock.pending_slots(self.h.loads)[1] | self.h.clock.pending_slots(self.h.writes)[0]
+        assert len(landing) <= moving, f"{len(landing)} slots are being copied, {moving} tokens in transfer"
 
     @invariant()
     def agrees_with_the_model(self) -> None:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from tokencake_sglang.core.config import TokenCakeConfig
+from tokencake_sglang.core.config import POOLS, TokenCakeConfig
 from tokencake_sglang.core.spatial import Demand, SpatialScheduler, Waiting
+from tokencake_sglang.core.spatial import pools as memory
 from tokencake_sglang.core.spatial.load_control import DOOR_WAIT_S
+from tokencake_sglang.core.spatial.pools.pools import PASSED_OVER_S
+from tokencake_sglang.core.spatial.pools.sizes import ShippedSizes
 
 BLOCK, BLOCKS = 16, 20
 SENIORITY_S = 50.0
+SHARES = "", "other=0.5:0.5", "=0.3:1,*=0:0.4"
 
 
 class Device(RuleBasedStateMachine):
@@ -30,12 +34,21 @@ class Device(RuleBasedStateMachine):
         self.running: list[str] = []
         self.left: dict[str, int] = {}  # tokens still to generate
         self.size: dict[str, int] = {}  # tokens it holds or will hold when it runs
+        self.prompt: dict[str, int] = {}
         self.plan: dict[str, int] = {}
         self.done: dict[str, int] = {}
         self.held: dict[str, int] = {}  # by program, as a ledger would tell
         self.agents: set[tuple[str, str]] = set()
         self.stalled: set[str] = set()
         self.program_of: dict[str, str] = {}
+        self.have_pools("none", "")
+
+    @initialize(pools=st.sampled_from(POOLS[1:] + POOLS), shares=st.sampled_from(SHARES))
+    def have_pools(self, pools, shares):
+        self.pools = memory.Pools(TokenCakeConfig(pools=pools, tenant_shares=shares, tenant_header="x-tenant"))
+        self.pools.importance = lambda agent: 10.0 if agent.endswith("x") else 0.0
+        self.pools.returning = lambda by: [(key, 50) for key in sorted(self.stalled)]
+        self.first_denied: dict[str, float] = {}
 
     # -- what happens ---------------------------------------------------------------------------------------
 
@@ -50,10 +63,19 @@ class Device(RuleBasedStateMachine):
             self.stalled.discard(key)
         self.left[rid] = self.plan[rid] = output
         self.size[rid], self.program_of[rid] = prompt, program
-        self.spatial.request_added(self.now, Waiting(
-            rid, program, key, agent, program, tenant, prompt, output, expected, priority), self.state)
+        self.prompt[rid] = prompt
+        waiting = Waiting(rid, program, key, agent, program, tenant, prompt, output, expected, priority)
+        self.spatial.request_added(self.now, waiting, self.state)
+        self.pools.request_added(self.now, waiting, min(output, 256 if expected is None else expected))
         self.queue.append(rid)
         return multiple(rid)
+
+    @rule(sizes=st.lists(st.integers(30, 150), min_size=4, max_size=8), output=st.integers(10, 60))
+    def many_requests_come_at_once(self, sizes, output):
+        for number, prompt in enumerate(sizes):
+            program = ("a", "", "b", "c")[number % 4]
+            self.a_request_comes(program, "xy"[number % 2], ("", "other")[number % 3 == 1], prompt, output)
+        self.steps_go_by(5)
 
     @rule(rid=consumes(requests))
     def a_client_goes_away(self, rid):
@@ -63,6 +85,7 @@ class Device(RuleBasedStateMachine):
                     place.remove(rid)
             del self.left[rid]
             self.spatial.request_ended(self.now, rid)
+            self.pools.request_ended(rid)
             self.done[rid] = -1
 
     @rule(which=st.integers(0, 20))
@@ -77,6 +100,7 @@ class Device(RuleBasedStateMachine):
             self.agents.discard((program, key))
             self.stalled.discard(key)
             self.spatial.agent_ended(self.now, program, key)
+            self.pools.agent_ended(key)
             if not any(name == program for name, _ in self.agents):
                 self.held.pop(program, None)
 
@@ -105,10 +129,16 @@ class Device(RuleBasedStateMachine):
             self.queue = found
         total = sum(self.held.values())
         self.spatial.admit(self.now, Demand(2 * BLOCK * BLOCKS, self.held, total, bool(self.running)), self.state)
+        if self.pools.is_due(self.now):
+            used = {rid: self.size[rid] for rid in self.running}
+            self.pools.look(self.now, memory.Device(BLOCK * BLOCKS, used), self.spatial.holds_back)
+        self.pools.begin_step(bool(self.running))
         self.admit()
         while self.blocks(self.running) > BLOCKS and len(self.running) > 1:
             back = self.running.pop()
-            self.spatial.request_added(self.now, Waiting(back, self.program_of[back]), self.state)
+            waiting = Waiting(back, self.program_of[back])
+            self.spatial.request_added(self.now, waiting, self.state)
+            self.pools.request_added(self.now, waiting, 0)
             self.queue.append(back)
         for rid in list(self.running):
             self.decode(rid)
@@ -118,11 +148,23 @@ class Device(RuleBasedStateMachine):
             if self.spatial.holds_back(rid):
                 assert self.program_of[rid], "a plain request waits at the door"
                 continue
+            if self.pools.passes_over(self.now, rid):
+                self.is_denied_with_a_reason(rid)
+                continue
             if self.running and self.blocks([*self.running, rid]) > BLOCKS:
                 return
             self.queue.remove(rid)
             self.running.append(rid)
             self.spatial.request_admitted(self.now, rid, self.size[rid])
+            self.pools.request_admitted(rid)
+
+    def is_denied_with_a_reason(self, rid: str) -> None:
+        reason = self.pools.denial(rid)
+        assert self.running, "a request is denied on a device on which nothing runs"
+        assert self.size[rid] == self.prompt[rid], "a request that ran before is denied"
+        assert reason in ("pool", "floor", "ceiling")
+        first = self.first_denied.setdefault(rid, self.now)
+        assert reason == "ceiling" or self.now - first < PASSED_OVER_S, "a request is denied for ever"
 
     def decode(self, rid: str) -> None:
         self.size[rid] += 1
@@ -133,6 +175,7 @@ class Device(RuleBasedStateMachine):
             del self.left[rid]
             self.done[rid] = self.plan[rid]
             self.spatial.request_ended(self.now, rid, self.plan[rid])
+            self.pools.request_ended(rid)
             if any(name == program for name, _ in self.agents):
                 self.held[program] = self.held.get(program, 0) + self.size[rid]
 
@@ -141,6 +184,20 @@ class Device(RuleBasedStateMachine):
     @invariant()
     def it_knows_the_requests_that_there_are(self):
         assert sorted(self.spatial.rids()) == sorted([*self.queue, *self.running])
+
+    @invariant()
+    def reserves_add_up(self):
+        sizes, reserved = self.pools._sizes, self.pools.gate.reserved
+        assert all(size > 0 for size in reserved.values()) and ("", "") not in reserved
+        if isinstance(sizes, ShippedSizes) and reserved:
+            assert sum(reserved.values()) == sizes.reserve.tokens(BLOCK * BLOCKS)
+        assert sum(reserved.values()) <= BLOCK * BLOCKS * 30 // 100
+
+    @invariant()
+    def pools_know_the_requests_that_wait(self):
+        if self.pools.is_on:
+            assert sorted(self.pools._requests) == sorted([*self.queue, *self.running])
+            assert sum(self.pools.gate.waiting.values()) <= len(self.queue)
 
     @invariant()
     def somebody_who_waits_may_go_on_a_device_with_nothing_to_do(self):

@@ -49,7 +49,8 @@ def test_routing_key_makes_clients_send_their_program():
 @pytest.mark.parametrize(("name", "policy", "order"), [
     ("tokencake", "cost", "program"), ("tokencake-none-lpm", "none", "sglang"), ("tokencake-eager", "eager", "program"),
     ("tokencake-cost-program-mixed", "cost", "program"), ("tokencake-lpm", "cost", "sglang"),
-    ("tokencake-program", "cost", "program")])
+    ("tokencake-program", "cost", "program"), ("tokencake-pools.paper", "cost", "program"),
+    ("tokencake-none-program-pools.demand-host1", "none", "program")])
 def test_tokencake_has_settings_that_its_own_check_accepts(name, policy, order):
     found = configuration(name)
     config = TokenCakeConfig.from_dict(found.tokencake)
@@ -129,3 +130,18 @@ def test_a_name_that_makes_no_sense_is_refused_with_what_is_allowed(name, said):
 def test_an_unknown_group_is_refused_with_the_groups():
     with pytest.raises(ValueError, match="Allowed: best-stock"):
         group("best")
+
+
+def test_pools_change_nothing_else_of_what_the_launcher_starts():
+    plain, pools = configuration("tokencake"), configuration("tokencake-pools.shipped")
+    assert pools.server_args == plain.server_args
+    assert pools.tokencake == {**plain.tokencake, "pools": "shipped"}
+    assert "pools shipped" in describe("tokencake-pools.shipped")
+
+
+@pytest.mark.parametrize("name", [
+    "hicache-pools.paper", "tokencake-pools.", "tokencake-pools.best", "tokencake-lpm-pools.paper",
+    "tokencake-pools.paper-pools.demand"])
+def test_pools_that_do_not_exist_or_do_not_go_with_the_rest_are_refused(name):
+    with pytest.raises(ValueError, match="pools"):
+        configuration(name)

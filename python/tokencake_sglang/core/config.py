@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tokencake_sglang.core.errors import ConfigError
+from tokencake_sglang.core.tenant_shares import parse_shares
 
 OFFLOAD_POLICIES = ("cost", "eager", "none", "paper", "score")
 WRITE_POLICIES = ("hicache", "tokencake")
 ORDERS = ("program", "sglang")
+POOLS = ("none", "paper", "shipped", "demand")
 PRIORITIES = ("critical-path", "paper", "shipped", "none")
 ADMISSIONS = ("forecast", "max-tokens")
 FORECASTS = ("quantile", "paper")
@@ -50,6 +52,10 @@ class TokenCakeConfig:
         0, "Prompt tokens that SGLang computes in one step at the most, with the order 'program', unless a plain prompt"
         " is next while programs are served too: that has --chunked-prefill-size. 0: all have that. The launcher sets"
         " 128 where it chooses the chunks.", low=0, high=65536)
+    pools: str = _setting(
+        "none", "Device memory that is reserved for the agent types that matter most, with the order 'program': 'paper'"
+        " and 'shipped' by the published rules, 'demand' by what critical work needs next, 'none' reserves nothing.",
+        choices=POOLS)
     seniority_s: float = _setting(
         1800.0, "Older programs go first up to this age in seconds; beyond it requests go by their own age, so that"
         " none waits longer than this for what came after it.",
@@ -110,6 +116,10 @@ class TokenCakeConfig:
     tenant_header: str = _setting(
         "", "The name of the request header that tells tenants apart, between which the queue takes turns; empty: all"
         " are one tenant. A secret (authorization, x-api-key) is known by its hash.")
+    tenant_shares: str = _setting(
+        "", "What each tenant can always get back of the device memory, and what it does not exceed while another"
+        " waits, as acme=0.2:0.6,beta=0.1:1; '*' gives a ceiling to all others. Or a .json or .yaml file of such pairs."
+        " Empty: no bounds.")
     tool_events: str = _setting(
         "", "Receive the tool events of NVIDIA Dynamo's harnesses on this ZMQ endpoint, as tcp://127.0.0.1:20390;"
         " empty: do not.")
@@ -117,6 +127,10 @@ class TokenCakeConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             _check(f.name, f.default, getattr(self, f.name), f.metadata)
+        if parse_shares(self.tenant_shares) and not self.tenant_header:
+            raise ConfigError(
+                "TokenCake setting tenant_shares is given but no tenants are told apart; tenant_header names the header"
+                " that does. Add it, or remove the shares.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TokenCakeConfig:

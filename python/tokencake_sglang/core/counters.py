@@ -16,6 +16,7 @@ COUNTERS = (
     "uploads_declined", "tokens_uploaded", "leases_ended", "agents_ended", "agents_forgotten",
     "actions_accepted", "actions_clipped", "actions_deferred", "actions_rejected", "actions_missing",
     "critical_inversions",
+    "denied_by_door", "denied_by_pool", "denied_by_floor", "denied_by_ceiling",
 )
 
 

@@ -6,6 +6,7 @@
     stock-fcfs-slru                 no host tier, first come first served, segmented LRU
     tokencake                       TokenCake as its launcher starts it: its own order, mixed chunks of 128 tokens
     tokencake-cost-program          TokenCake with the offload policy `cost` and its own order, SGLang's own chunks
+    tokencake-pools.demand          TokenCake as its launcher starts it, with pools sized by demand
     tokencake-cost-lpm              TokenCake with the offload policy `cost`, longest prefix first
     tokencake-maxtokens             TokenCake as its launcher starts it, but admission by what requests ask for
     stock-lpm+clairvoyant-evict     a victim choice that knows the future under SGLang's own order
@@ -13,8 +14,8 @@
 
 The schedule stands right after the tier, or after the offload policy of tokencake. Without one it is fcfs, SGLang's
 default; `tokencake` and `tokencake-POLICY` are what the launcher starts, alone or with settings. PART is one of PARTS,
-of SETTINGS after tokencake, chunkN (--chunked-prefill-size N) or hostR (host pool of R times the device pool).
-Everything else is what SGLang 0.5.17 does by default.
+of SETTINGS after tokencake, chunkN (--chunked-prefill-size N), hostR (host pool of R times the device pool) or, in
+TokenCake's own order, pools.NAME (--tokencake-pools NAME). Everything else is what SGLang 0.5.17 does by default.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tokencake_sglang.core.config import OFFLOAD_POLICIES, TokenCakeConfig
+from tokencake_sglang.core.config import POOLS as POOL_SIZES
 from tokencake_sglang.emulator import bounds
 from tokencake_sglang.emulator.spec import Configuration
 from tokencake_sglang.server import deployment
@@ -58,6 +60,7 @@ SETTINGS = {  # of TokenCake: words, and the values of TokenCakeConfig
     "tenants": ("tenants told apart", {"tenant_header": "x-tenant"}),
 }
 WRITE_POLICIES = {"writeback": "write_back", "selective": "write_through_selective"}
+POOLS = "pools."  # a part of tokencake that leaves everything else as the launcher starts it
 CHUNKS = (128, 256, 512, 1024, 2048, 4096, 8192)
 TO_BEAT = ("lpm", "routing-key", "priority")
 _NUMBERED = re.compile(r"(chunk[1-9]\d*|host\d+(?:\.\d+)?)")
@@ -103,6 +106,7 @@ class _Parts:
             self.refuse(f"{self.tier!r} is no tier", (
                 f"Begin with one of {', '.join(TIERS)}; whole names are {', '.join(ALIASES)}."))
         self.policy = words.pop(0) if self.tier == "tokencake" and words and words[0] in OFFLOAD_POLICIES else ""
+        self.pools = self._take_pools(words)
         self.is_alone = self.tier == "tokencake" and not set(words) - set(SETTINGS)
         self.schedule = words.pop(0) if words and words[0] in self._schedules() else "fcfs"
         self.eviction = words.pop(0) if words and words[0] in EVICTIONS else ""
@@ -113,6 +117,19 @@ class _Parts:
         if "-".join(_WORDS.findall(base)) != base:
             self.refuse("it has an empty part", "Join the parts by single dashes.")
         self._check()
+
+    def _take_pools(self, words: list[str]) -> str:
+        given = [word for word in words if word.startswith(POOLS)]
+        if not given:
+            return ""
+        words[:] = [word for word in words if word not in given]
+        name = given[0].removeprefix(POOLS)
+        if len(given) > 1:
+            self.refuse("'pools' is given twice", "Give it once.")
+        if name not in POOL_SIZES or self.tier != "tokencake":
+            self.refuse(f"{given[0]!r} is unknown or out of place", (
+                f"After tokencake, pools.NAME is one of {', '.join(POOLS + size for size in POOL_SIZES)}."))
+        return name
 
     def refuse(self, found: str, advice: str) -> None:
         raise ValueError(f"There is no configuration {self.name!r}: {found}. {advice}")
@@ -131,7 +148,7 @@ class _Parts:
                 f"The form is TIER[-SCHEDULE][-EVICTION][-PART...][+BOUND]. Tiers: {', '.join(TIERS)}. After "
                 f"tokencake: {', '.join(OFFLOAD_POLICIES)}. Schedules: {', '.join(SCHEDULES)}. "
                 f"Evictions: {', '.join(EVICTIONS)}. Parts: {', '.join(PARTS)}, chunkN, hostR, after tokencake "
-                f"also {', '.join(SETTINGS)}. "
+                f"also {', '.join(SETTINGS)}, pools.NAME. "
                 f"Bounds: {', '.join(bounds.MEANINGS)}, gateN."))
 
     def _schedules(self) -> dict[str, str]:
@@ -149,6 +166,8 @@ class _Parts:
             self.refuse("'host' needs a host tier", "Use the tier hicache or tokencake.")
         if "nopreempt" in self.flags and self.schedule != "priority":
             self.refuse("'nopreempt' needs the schedule priority", "Leave it out, or use the schedule priority.")
+        if self.pools and not self._is_by_program:
+            self.refuse("pools need TokenCake's own order", "Leave the schedule out, or use program.")
         if "host" in self.numbers and self.host_ratio <= 0:
             self.refuse("the host pool would be empty", "Give a ratio above 0.")
 
@@ -187,13 +206,18 @@ class _Parts:
             settings.update(SETTINGS[word][1] if word in SETTINGS else {})
         if self.is_alone:
             settings["chunk_tokens"] = OWN.chunk_tokens
-        by_program = self.is_alone or self.schedule == PROGRAM
-        return {**settings, "order": "program" if by_program else "sglang"}
+        settings |= {"pools": self.pools} if self.pools else {}
+        return {**settings, "order": "program" if self._is_by_program else "sglang"}
+
+    @property
+    def _is_by_program(self) -> bool:
+        return self.is_alone or self.schedule == PROGRAM
 
     def words(self) -> list[str]:
         """What the name says, in words."""
         told = [TIERS[self.tier] + (f", offload policy {self.policy}" if self.policy else "")]
         told.append("as the launcher starts it" if self.is_alone else self._schedules()[self.schedule])
+        told += [f"pools {self.pools}"] if self.pools else []
         told += [f"eviction {self.eviction}"] if self.eviction else []
         told += [PARTS[word] if word in PARTS else SETTINGS[word][0] for word in self.flags]
         told += [f"chunks of {self.numbers['chunk']} tokens"] if "chunk" in self.numbers else []

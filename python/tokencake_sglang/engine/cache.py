@@ -50,6 +50,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
         self.held_nodes: Callable[[], Iterable[Any]] = tuple  # end nodes of the running requests' cached prefixes
         self.on_request_ended: Callable[[str, str], None] = lambda key, rid: None
         self.on_request_finished: Callable[[Any], None] = lambda req: None
+        self.on_given_up: Callable[[Any], None] = lambda node: None  # a node that leaves the device for want of memory
         self._inserting = ANONYMOUS
         self._is_unfinished = False
         self.writes_on_decision = config.write_policy == "tokencake"
@@ -60,6 +61,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
         self._started_early: dict[int, tuple[int, int]] = {}  # end nodes of loads that a batch had queued
         self._loads_started = 0
         self._match_met = NO_LOAD  # the newest load that the batch being built has met
+        self._in_load: dict[int, set[int]] = {}  # end node of a load -> ids of all that it brings
         super().__init__(params, server_args)
         self.evictable_leaves = self.device_victims.leaves
         self.evictable_host_leaves = self.host_victims.leaves
@@ -77,6 +79,9 @@ class TokenCakeHiRadixCache(HiRadixCache):
         self.owners.on_split(new_node, child)
         if child.id in self.uploading:
             self.uploading[new_node.id] = self.uploading[child.id]
+        for brought in self._in_load.values():
+            if child.id in brought:
+                brought.add(new_node.id)
 
     def on_node_removed(self, node: Any) -> None:
         self.owners.on_removed(node)
@@ -123,6 +128,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
         self.host_victims.clear()
         self.owners.clear()
         self.uploading.clear()
+        self._in_load.clear()
         self._started_early.clear()
         self._match_met = NO_LOAD
         self.on_reset()
@@ -185,6 +191,7 @@ class TokenCakeHiRadixCache(HiRadixCache):
         return tokens
 
     def _give_up(self, node: Any) -> int:
+        self.on_given_up(node)
         with self.worth.resting_since(node):  # its parent, a leaf from now on, was not used after it
             return self._evict_backuped(node) if node.backuped else self._evict_regular(node)
 
@@ -309,6 +316,22 @@ class TokenCakeHiRadixCache(HiRadixCache):
     def freed_under_pass(self) -> bool:
         """Whether the results handled last freed slots while the pass launched before that may still use them."""
         return self._last_free_step >= self._step - 1
+
+    def load_back(self, node: Any, mem_quota: int | None = None) -> Any:
+        missing, above = set(), node
+        while above.evicted:
+            missing.add(above.id)
+            above = above.parent
+        loaded = super().load_back(node, mem_quota)
+        self.nodes_in_load()
+        if loaded is not None:
+            self._in_load[node.id] = missing
+        return loaded
+
+    def nodes_in_load(self) -> set[int]:
+        """Ids of nodes that are on their way to the device. Forgets the loads that have landed."""
+        self._in_load = {end: ids for end, ids in self._in_load.items() if end in self.ongoing_load_back}
+        return set().union(*self._in_load.values())
 
     def loads_in_flight(self) -> int:
         """Loads started and not yet acknowledged on all ranks (equal on every rank)."""

@@ -15,6 +15,8 @@ from tokencake_sglang.core.spatial.ledger import SHARED
 from tokencake_sglang.core.types import TENANT, AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.owners import ANONYMOUS
+from tokencake_sglang.engine.pools import DevicePools
+from tokencake_sglang.engine.pools_state import memory_report, waiting_reasons
 from tokencake_sglang.engine.requests import held, on_device, runs_any
 
 
@@ -29,6 +31,9 @@ class ProgramQueue:
         self.tells_tenants = bool(controller.config.tenant_header)  # else whoever names one would gain by it
         self.spatial.place = controller.runs.place
         self.program_of: dict[str, str] = {ANONYMOUS: SHARED}  # agent -> its program
+        self.device = DevicePools(scheduler, cache, controller, self.spatial, self.program_of)
+        self.pools = self.device.pools
+        self._at_the_door: dict[str, None] = {}  # requests that were counted there
         controller.queue_wait_s = lambda key: self.spatial.wait_s(self.program_of.get(key, key))
         controller.on_agent_gone = self.agent_ended
         cache.owners.program_of = lambda key: self.program_of.get(key, key)
@@ -37,19 +42,24 @@ class ProgramQueue:
         program = ""
         if identity is not None:
             program = self.program_of.setdefault(identity.key, self.controller.agents.program_of(identity))
-        self.spatial.request_added(self.controller.now, Waiting(
+        waiting = Waiting(
             rid=req.rid, program=program, agent=agent_key(req), kind=(identity.agent_type or "") if identity else "",
             application=(identity.graph_id or "") if identity else "",
             prompt_tokens=len(req.origin_input_ids) + len(req.output_ids),
             max_new_tokens=max(0, req.sampling_params.max_new_tokens - len(req.output_ids)),
             tenant=(req.agent_metadata or {}).get(TENANT, "") if self.tells_tenants else "",
-            expected_tokens=hints.expected_output_tokens, priority=hints.priority), self._state)
+            expected_tokens=hints.expected_output_tokens, priority=hints.priority)
+        self.spatial.request_added(self.controller.now, waiting, self._state)
+        self.device.request_added(waiting)
 
     def request_ended(self, req: Any) -> None:
         self.spatial.request_ended(self.controller.now, req.rid, len(req.output_ids))
+        self.pools.request_ended(req.rid)
+        self._at_the_door.pop(req.rid, None)
 
     def agent_ended(self, key: str) -> None:
         program = self.program_of.pop(key, None)
+        self.pools.agent_ended(key)
         if program is not None:
             self.spatial.agent_ended(self.controller.now, program, key)
 
@@ -66,9 +76,15 @@ class ProgramQueue:
                 if len(by_rid) == len(queue):
                     queue[:] = map(by_rid.__getitem__, rids)
         self.spatial.admit(now, self._demand(), self._state)
+        self.device.step()
 
     def holds_back(self, req: Any) -> bool:
-        return self.spatial.holds_back(req.rid)
+        if not self.spatial.holds_back(req.rid):
+            return self.device.passes_over(req)
+        if req.rid not in self._at_the_door:
+            self._at_the_door[req.rid] = None
+            self.controller.counters["denied_by_door"] += 1
+        return True
 
     def expected_new_tokens(self, req: Any) -> float:
         """For SGLang's admission: what is left of the forecast. A request that went beyond it is of SGLang's count."""
@@ -85,6 +101,7 @@ class ProgramQueue:
     def admitted(self, reqs: list[Any]) -> None:
         for req in reqs:
             self.spatial.request_admitted(self.controller.now, req.rid, req.extend_range.length)
+            self.pools.request_admitted(req.rid)
         inversions = self.spatial.critical_inversions([req.rid for req in reqs])
         self.controller.counters["critical_inversions"] += inversions
 
@@ -92,14 +109,16 @@ class ProgramQueue:
         """For the live state: up to `most` programs that have requests, the oldest first, as many waiting requests, and
         the pools' service."""
         spatial, ledger = self.spatial, self.cache.owners.ledger
+        reasons = waiting_reasons(self.scheduler.waiting_queue, spatial, self.pools)
         busy = sorted((p for p in spatial.programs if p.rids), key=lambda p: p.order)[:most]
         return {
             "programs": [{
                 "program": p.name, "arrived_at": p.arrived_at, "requests": len(p.rids), "waiting": spatial.waits(p),
                 "kv_tokens": ledger.held(p.name), "at_the_door": p.name in spatial.held_back,
                 "queue_wait_s": spatial.wait_s(p.name)} for p in busy],
-            "waiting": [{"rid": rid, "program": program, "path_s": path_s}
+            "waiting": [{"rid": rid, "program": program, "path_s": path_s, "reason": reasons.get(rid)}
                         for rid, program, path_s in spatial.waiting(most)],
+            "memory": memory_report(self.device, most),
             "pools": [{"tenant": tenant, "class": kind, "service": service}
                       for (tenant, kind), service in sorted(spatial.shares.times().items())],
             "shared_kv_tokens": ledger.held(SHARED), "owned_kv_tokens": ledger.total,
@@ -111,6 +130,8 @@ class ProgramQueue:
         live = {req.rid for req in held(self.scheduler)}
         for rid in [rid for rid in self.spatial.rids() if rid not in live]:
             self.spatial.request_ended(self.controller.now, rid)
+            self.pools.request_ended(rid)
+            self._at_the_door.pop(rid, None)
 
     def _state(self, key: str) -> tuple[bool, float] | None:
         agent = self.controller.agents.get(key)

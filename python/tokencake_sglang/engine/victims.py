@@ -2,7 +2,8 @@
 
 SGLang ranks every evictable leaf anew at each eviction. Here each leaf is put into a heap once, when it becomes one; a
 place that has risen since (its KV was used again, its next use has come nearer) is found out when it comes to the top.
-A place that falls must be told: `push` again. So an eviction costs by the leaves it takes, not by those that there are.
+A place that falls must be told: `push` again, else it counts only once the leaf is looked at. So an eviction costs by
+the leaves it takes, not by those that there are.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import heapq
 from collections.abc import Callable
 from typing import Any
 
-LANES = DEAD, ORDINARY, EXPECTED, PROTECTED = range(4)
-NEARLY = 1.02  # an expected worth that has risen by less than this keeps its place
+LANES = DEAD, RECALLED, ORDINARY, EXPECTED, PROTECTED = range(5)
+NEARLY = 1.02  # a worth that has risen by less than this keeps its place
 STALE_SLACK = 1024
 
 Node = Any  # sglang.srt.mem_cache.radix_cache.TreeNode
@@ -34,9 +35,9 @@ class Leaves(set):
 class VictimQueue:
     """The leaves of one tier in the order in which they are given up.
 
-    `place(node)` gives lane and key. Dead KV goes first, protected last; between the least recently used ordinary leaf
-    and the expected one that is worth least, the one with the smaller `worth(node)` goes. Equal on every rank as long
-    as both are.
+    `place(node)` gives lane and key. Dead KV goes first, then what its pool has borrowed, protected last; between the
+    least recently used ordinary leaf and the expected one that is worth least, the one with the smaller `worth(node)`
+    goes. Equal on every rank as long as both are.
     """
 
     def __init__(self, place: Callable[[Node], Place], worth: Callable[[Node], float],
@@ -81,9 +82,12 @@ class VictimQueue:
         return node
 
     def _first(self) -> Node | None:
-        dead = self._head(DEAD)
-        if dead is not None:
-            return dead
+        return self._look() or self._look()  # again: places that had fallen untold are right now
+
+    def _look(self) -> Node | None:
+        first = self._head(DEAD) or self._head(RECALLED)
+        if first is not None:
+            return first
         ordinary, expected = self._head(ORDINARY), self._head(EXPECTED)
         if ordinary is None or expected is None:
             return ordinary or expected or self._head(PROTECTED)
@@ -114,4 +118,4 @@ class VictimQueue:
 
 
 def _risen(lane: int, before: Any, now: Any) -> bool:
-    return now > before * NEARLY if lane == EXPECTED else now > before
+    return now > before * NEARLY if lane in (RECALLED, EXPECTED) else now > before

@@ -12,7 +12,7 @@ from typing import Any
 
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.engine.owners import RANK_DEAD, RANK_PROTECTED, OwnerIndex, owners_of
-from tokencake_sglang.engine.victims import DEAD, EXPECTED, ORDINARY, PROTECTED, Place
+from tokencake_sglang.engine.victims import DEAD, EXPECTED, ORDINARY, PROTECTED, RECALLED, Place
 
 SOON_S = 0.05  # uses that are nearer than this count alike
 MANY_OWNERS = 32  # KV with more owners than this is taken to be wanted soon
@@ -28,6 +28,7 @@ class Worth:
         self.inner = inner
         self.now: Callable[[], float] = lambda: 0.0
         self.costs: Callable[[], Costs] = Costs
+        self.is_recalled: Callable[[Node], bool] = lambda node: False  # its pool has borrowed, and is to give it back
         self._resting_since: float | None = None
 
     def joined(self, node: Node) -> None:
@@ -44,7 +45,10 @@ class Worth:
             self._resting_since = None
 
     def device_place(self, node: Node) -> Place:
-        return self._place(node, self.on_device)
+        lane, key = self._place(node, self.on_device)
+        if lane in (ORDINARY, EXPECTED) and self.is_recalled(node):
+            return RECALLED, self.on_device(node)
+        return lane, key
 
     def host_place(self, node: Node) -> Place:
         return self._place(node, self.on_host)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.errors import ConfigError
-from tokencake_sglang.server import history, record, schedule, tool_events
+from tokencake_sglang.server import history, record, schedule, tenant_shares, tool_events
 
 PREFIX = "--tokencake-"
 PROGRAM = "python -m tokencake_sglang.launch_server"
@@ -98,7 +98,8 @@ def config_from_flags(ours: argparse.Namespace) -> TokenCakeConfig | None:
 def config_from(values: dict[str, Any]) -> TokenCakeConfig:
     """Settings from names (with underscores or dashes) and values; the path of a history absolute, and writable; the
     endpoint of tool events free."""
-    config = TokenCakeConfig.from_dict({str(name).replace("-", "_"): value for name, value in values.items()})
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    config = TokenCakeConfig.from_dict(tenant_shares.with_file(values, read_object))
     if config.tool_events:
         tool_events.check_endpoint(config.tool_events)
     return replace(config, history=history.check_path(config.history)) if config.history else config

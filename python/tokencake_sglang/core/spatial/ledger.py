@@ -10,6 +10,11 @@ SHARED = ""
 MOST_PARTS = 16  # a piece of more programs than this is shared by all
 
 
+def parts(tokens: int, payers: int) -> list[int]:
+    """`tokens` in equal parts, to the token."""
+    return [tokens * (number + 1) // payers - tokens * number // payers for number in range(payers)]
+
+
 class Ledger:
     """Accounts in tokens. A piece's owners are counted, because a program may own it through several agents."""
 
@@ -74,8 +79,7 @@ class Ledger:
         tokens, owners = known
         self.total += sign * tokens
         payers = list(owners) if 0 < len(owners) <= MOST_PARTS else [SHARED]
-        for number, program in enumerate(payers):
-            part = tokens * (number + 1) // len(payers) - tokens * number // len(payers)
+        for program, part in zip(payers, parts(tokens, len(payers)), strict=True):
             left = self.accounts.get(program, 0) + sign * part
             if left:
                 self.accounts[program] = left
