@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 TWO = (*POOL, "--tp", "2", "--page-size", "16")
 NOTHING_BY_HAND = {"OMP_NUM_THREADS": None, "SGLANG_CPU_OMP_THREADS_BIND": None, "SGLANG_NCCL_SO_PATH": None}
 NEW_TOKENS = 16
+GRAPH = {"nodes": [{"name": "plan", "kind": "llm", "agent_type": "plan"},
+                   {"name": "write", "kind": "llm", "agent_type": "write"}], "edges": [["plan", "write"]]}
 PROMPTS = [random.Random(seed).choices(range(300, 3900), k=500) for seed in range(6)]
 
 
@@ -56,11 +58,32 @@ def test_two_ranks_decide_alike_and_answer_as_without_tokencake(without, tmp_pat
         player = Player(server, "on")
         assert player.play(concurrency=4) == without.day
         check_answers(player)
+        run_a_graph(server)
         state = settled_state(server)
     assert state["counters"]["offloads_completed"] > 0 and state["counters"]["uploads_completed"] > 0
     first, second = (read_log(log, rank) for rank in (0, 1))
     assert first == second
     assert {"Offload", "Upload"} <= {line["action"] for line in first}
+    assert [line["agent"] for line in first if line["agent"].startswith("of-the-graph")], "no decision in its run"
+
+
+def run_a_graph(server) -> None:
+    """Both ranks follow the run of a graph: a rank that did not would find other places, and other decisions."""
+    status, text = server.post("/v1/tokencake/graphs", GRAPH)
+    assert status == 200, text
+    graph_id = json.loads(text)["graph_id"]
+    for node in ("plan", "write"):
+        agent = f"of-the-graph-{node}"
+        metadata = {"app_id": "run", "graph_id": graph_id, "node_id": node, "agent_id": agent, "agent_type": node}
+        server.generate(PROMPTS[0], NEW_TOKENS, tokencake=metadata)
+        runs = json.loads(server.get("/v1/tokencake/state")[1])["runs"]
+        assert [(run["graph_id"], run["program"]) for run in runs] == [(graph_id, "run")]
+        for event in ({"event": "stall_started", "kind": "search", "estimated_duration_s": 1.0},
+                      {"event": "stall_finished"}):
+            status, text = server.post("/v1/tokencake/events", {**event, "agent_id": agent})
+            assert status == 200, text
+    status, text = server.post("/v1/tokencake/events", {"event": "program_finished", "agent_id": agent})
+    assert status == 200, text
 
 
 def read_log(path, rank: int) -> list[dict]:
