@@ -153,6 +153,14 @@ class OwnerIndex:
         nodes = self.nodes.get(key, NO_NODES).values()
         return sum([node.owned_tokens for node in nodes if node.value is not None])
 
+    def path_tokens(self, key: str) -> int:
+        """Of `footprint`."""
+        tokens, node = 0, self.leaf.get(key)
+        while node is not None and node.parent is not None:
+            tokens += node.owned_tokens
+            node = node.parent
+        return tokens
+
     def evicted_path(self, key: str) -> list[Node]:
         """Nodes of the agent's latest path that are on the host only, root side first."""
         path = []
