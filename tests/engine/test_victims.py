@@ -346,6 +346,22 @@ def test_an_upload_takes_the_place_of_kv_that_is_worth_much_less(forecast):
     assert m.h.on_device(A) == 32 and "a" not in m.h.cache.owners.protected
 
 
+def test_an_upload_displaces_nothing_that_would_have_to_be_computed_again(forecast):
+    m = forecast(device_tokens=80, host_tokens=256)
+    m.h.serve(A, "a")
+    m.send_away("a")
+    m.h.cache.owners.unprotect("a")
+    for key, tokens in (("b", B), ("c", C)):
+        m.h.serve(tokens, key)
+        m.mover.expect(key, 1e6)
+    m.mover.expect("a", 10.0)
+    assert not m.mover.execute("a", Upload(32, None, displaces=True)).accepted
+    assert there(m.h) == "bc"
+    m.h.cache.owners.forget("b")
+    assert m.mover.execute("a", Upload(32, None, displaces=True)).tokens == 32
+    assert m.h.on_device(C) == 32
+
+
 def test_an_upload_leaves_kv_that_is_needed_nearly_as_soon(forecast):
     m = crowded(forecast, other_at=15.0)
     assert not m.mover.execute("a", Upload(32, None, displaces=True)).accepted

@@ -171,10 +171,13 @@ class TokenCakeHiRadixCache(HostTier):
         return evicted
 
     def displace(self, num_tokens: int, below: float) -> int:
-        """Take at least `num_tokens` off the device, of KV worth less than `below`; fewer where there is no more."""
+        """Take at least `num_tokens` off the device, of KV worth less than `below`; fewer where there is no more. KV
+        that lives and has no host copy stays: it would have to be computed again, for a copy that comes sooner."""
         evicted = 0
         while evicted < num_tokens and (node := self.device_victims.next()) is not None:
             if not self._is_worth_less(node, self.worth.on_device, below):
+                break
+            if not node.backuped and self.owners.rank(node) != RANK_DEAD:
                 break
             evicted += self._give_up(node)
         return evicted
