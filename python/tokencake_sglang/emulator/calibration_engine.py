@@ -141,7 +141,7 @@ def start_engine(given: Mapping[str, Any]) -> Any:
 
     serving.load_plugins(None)
     values = {"enable_hierarchical_cache": True, "hicache_write_policy": "write_back", "log_level": "error", **given}
-    _, chosen = serving.prepare(values, False)
+    _, chosen, _ = serving.prepare(values, None)
     from sglang.srt.entrypoints.engine import Engine
     from sglang.srt.server_args import ServerArgs
 
