@@ -15,7 +15,7 @@ from tokencake_sglang.core.policy.cost import REPLAN_MIN_S, RETURN_GAP_S, CostPo
 from tokencake_sglang.core.types import AgentView, Footprint, PoolView, StallView
 
 CONFIG = TokenCakeConfig(offload_policy="cost", min_offload_tokens=64)
-COSTS = Costs(upload_base_s=0.0, upload_token_s=0.01, run_s=0.0)  # 200 tokens: 2 s, so the lead is 2.5 s
+COSTS = Costs(upload_base_s=0.0, upload_token_s=0.01, run_s=0.0)  # 200 tokens: 2 s, so the lead is 2.7 s
 FULL = PoolView(
     device_total=10_000, device_free=1_000, device_evictable=5_000, device_dead=0, host_total=20_000, host_free=20_000,
     waiting_requests=0, waiting_head_tokens=0, running_requests=0, loads_in_flight=0, load_slots=13, costs=COSTS)
@@ -75,7 +75,7 @@ def test_idle_kv_within_its_time_gets_its_copy_as_other_kv():
 
 def test_waiting_kv_is_expected_at_the_median_and_looked_at_again_half_way():
     decision = decide(waits(30.0, 60.0))
-    assert (decision.action, decision.next_use, decision.wake_at) == (None, NOW + 60.0, NOW + 29.9)
+    assert (decision.action, decision.next_use, decision.wake_at) == (None, NOW + 60.0, NOW + 29.7)
     assert decide(waits(59.0, 60.0)).wake_at == NOW + 30.0
 
 
@@ -107,16 +107,24 @@ def test_no_copy_is_asked_for_while_a_move_is_under_way():
     assert decide(waits(30.0, 60.0, footprint=UNCOPIED, move="upload")).action is None
 
 
-@pytest.mark.parametrize(("low_s", "wish"), [(2.5, UploadWish(200, NOW)), (2.6, None)])
+@pytest.mark.parametrize(("low_s", "wish"), [(2.7, UploadWish(200, NOW)), (2.8, None)])
 def test_an_upload_is_due_when_an_early_return_is_as_near_as_the_lead(low_s, wish):
-    decision = decide(waits(low_s, 60.0, footprint=AWAY))
+    decision = decide(waits(low_s, 10.0, footprint=AWAY))
     assert (decision.action, decision.wish) == (None, wish)
 
 
-def test_the_lead_is_never_shorter_than_a_tenth_of_a_second():
+def test_the_lead_is_never_shorter_than_three_tenths_of_a_second():
     quick = replace(FULL, costs=Costs())
-    assert decide(waits(0.1, 60.0, footprint=AWAY), quick).wish is not None
-    assert decide(waits(0.11, 60.0, footprint=AWAY), quick).wish is None
+    assert decide(waits(0.3, 60.0, footprint=AWAY), quick).wish is not None
+    assert decide(waits(0.31, 60.0, footprint=AWAY), quick).wish is None
+
+
+@pytest.mark.parametrize(("median_s", "costs", "is_due"), [
+    (10.8, COSTS, True), (10.9, COSTS, False),  # four leads
+    (2.0, Costs(), True), (2.1, Costs(), False)])
+def test_only_an_agent_that_is_sure_to_be_back_soon_takes_the_place_of_other_kv(median_s, costs, is_due):
+    wish = decide(waits(0.1, median_s, footprint=AWAY), replace(FULL, costs=costs)).wish
+    assert wish is not None and wish.is_due == is_due
 
 
 @pytest.mark.parametrize(("missing", "move", "wanted"), [
@@ -125,27 +133,27 @@ def test_the_lead_is_never_shorter_than_a_tenth_of_a_second():
     (200, "offload", False), (200, "backup", False)])
 def test_what_is_missing_is_wanted_back_unless_another_move_is_under_way(missing, move, wanted):
     footprint = replace(AWAY, restore_tokens=missing)
-    for agent in (waits(0.1, 60.0, footprint=footprint, move=move), replace(BACK, footprint=footprint, move=move)):
+    for agent in (waits(0.1, 1.0, footprint=footprint, move=move), replace(BACK, footprint=footprint, move=move)):
         wish = decide(agent).wish
         assert (wish is not None) == wanted
         assert wish is None or (wish.tokens, wish.is_due) == (missing, True)
 
 
 def test_a_wish_says_when_its_copy_has_to_begin_and_how_important_the_agent_is():
-    agent = waits(1.0, 60.0, footprint=AWAY, importance=7.0)
-    assert decide(agent).wish == UploadWish(200, NOW + 1.0 - 2.5, importance=7.0)
-    assert decide(replace(BACK, queue_wait_s=4.0)).wish == UploadWish(200, NOW + 4.0 - 2.5)
+    agent = waits(1.0, 10.0, footprint=AWAY, importance=7.0)
+    assert decide(agent).wish == UploadWish(200, NOW + 1.0 - 2.7, importance=7.0)
+    assert decide(replace(BACK, queue_wait_s=4.0)).wish == UploadWish(200, NOW + 4.0 - 2.7)
 
 
-EARLY, DUE, LATER_WISH = waits(30.0, 60.0, footprint=AWAY), waits(1.0, 60.0, footprint=AWAY), UploadWish(
-    200, NOW + 30.0 - 2.5, is_due=False)
+EARLY, DUE, LATER_WISH = waits(30.0, 60.0, footprint=AWAY), waits(1.0, 10.0, footprint=AWAY), UploadWish(
+    200, NOW + 30.0 - 2.7, is_due=False)
 
 
 @pytest.mark.parametrize(("upload", "early", "due", "back"), [
-    ("timer", None, UploadWish(200, NOW - 1.5), True),
+    ("timer", None, UploadWish(200, NOW - 1.7), True),
     ("at-return", None, None, True),
-    ("at-stall", LATER_WISH, UploadWish(200, NOW - 1.5, is_due=False), True),
-    ("hybrid", LATER_WISH, UploadWish(200, NOW - 1.5), True),
+    ("at-stall", LATER_WISH, UploadWish(200, NOW - 1.7, is_due=False), True),
+    ("hybrid", LATER_WISH, UploadWish(200, NOW - 1.7), True),
     ("none", None, None, False),
 ])
 def test_the_setting_says_when_missing_kv_is_wanted_back(upload, early, due, back):

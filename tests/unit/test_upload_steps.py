@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.test_controller import Server
 from tokencake_sglang.core.costs import Costs
-from tokencake_sglang.core.uploads import DECLINED_RETRY_S
+from tokencake_sglang.core.uploads import UPLOAD_RETRY_S
 
 PIECES = 3  # of the agent's 240 tokens
 
@@ -104,9 +104,9 @@ def test_a_declined_piece_is_tried_again_by_itself(server):
     server.mechanism.declines = {"upload": "no_room"}
     server.at(100.05)
     assert (server.counters["uploads_declined"], server.counters["uploads_started"]) == (1, 0)
-    assert server.controller.next_wake <= 100.05 + DECLINED_RETRY_S
+    assert server.controller.next_wake <= 100.05 + UPLOAD_RETRY_S
     server.mechanism.declines = {}
-    server.at(100.05 + DECLINED_RETRY_S)
+    server.at(100.05 + UPLOAD_RETRY_S)
     assert server.counters["uploads_started"] == 1
 
 

@@ -14,7 +14,7 @@ from tokencake_sglang.core.types import PoolView
 from tokencake_sglang.core.uploads import (
     AGEING,
     CRITICAL_S,
-    DECLINED_RETRY_S,
+    UPLOAD_RETRY_S,
     MIN_UPLOAD_TOKENS,
     UploadQueue,
     chunk_tokens,
@@ -189,8 +189,8 @@ def test_slots_for_the_loads_of_batches_stay_free(loads, starts):
 def test_a_declined_upload_lets_the_next_one_go_and_is_tried_again_later():
     queue = queue_of(a=wish(100.0), b=wish(101.0))
     queue.answered(100.0, queue.next(100.0, POOL)[0], Outcome(False, reason="no_room"))
-    assert queue.next(100.0, POOL)[0] == "b" and queue.next_at == 100.0 + DECLINED_RETRY_S
-    assert queue.next(100.0 + DECLINED_RETRY_S, POOL)[0] == "a" and queue.next_at is None
+    assert queue.next(100.0, POOL)[0] == "b" and queue.next_at == 100.0 + UPLOAD_RETRY_S
+    assert queue.next(100.0 + UPLOAD_RETRY_S, POOL)[0] == "a" and queue.next_at is None
 
 
 def test_when_nothing_is_wanted_nobody_is_woken():

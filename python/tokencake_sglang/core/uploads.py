@@ -22,7 +22,7 @@ CRITICAL_S = 1.0  # the agent on the critical path of its program goes before on
 AGEING = 0.5  # having waited for a second counts as a copy that begins so many seconds earlier
 SPARE_SHARE = 0.2  # of the pool stays free of uploads that are not due
 STARTS_PER_STEP = 8
-DECLINED_RETRY_S = 0.25
+UPLOAD_RETRY_S = 0.05
 
 
 @dataclass
@@ -106,7 +106,7 @@ class UploadQueue:
         if outcome.accepted:
             self._in_flight[key] = outcome.tokens
         else:
-            heapq.heappush(self._resting, (now + DECLINED_RETRY_S, self._waiting[key].number, key))
+            heapq.heappush(self._resting, (now + UPLOAD_RETRY_S, self._waiting[key].number, key))
 
     def _end_rests(self, now: float) -> None:
         while self._resting and (self._resting[0][0] <= now or not self._is_valid(*self._resting[0][1:])):
