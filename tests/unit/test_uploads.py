@@ -14,8 +14,8 @@ from tokencake_sglang.core.types import PoolView
 from tokencake_sglang.core.uploads import (
     AGEING,
     CRITICAL_S,
-    UPLOAD_RETRY_S,
     MIN_UPLOAD_TOKENS,
+    UPLOAD_RETRY_S,
     UploadQueue,
     chunk_tokens,
     even_piece,

@@ -11,7 +11,7 @@ from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.types import AgentIdentity
 from tokencake_sglang.engine.host_tier import HostTier, is_free_on_host
 from tokencake_sglang.engine.load_slots import WideLayerDoneCounter
-from tokencake_sglang.engine.owners import ANONYMOUS, OwnerIndex
+from tokencake_sglang.engine.owners import ANONYMOUS, RANK_DEAD, OwnerIndex
 from tokencake_sglang.engine.victims import VictimQueue
 from tokencake_sglang.engine.worth import Worth
 
