@@ -65,8 +65,9 @@ def test_an_order_in_sglangs_own_file_is_refused_beside_tokencakes(tmp_path, cap
 
 
 def test_every_setting_has_a_flag_that_sets_it(tmp_path):
+    texts = {"tool_events": f"ipc://{tmp_path}/socket", "tenant_shares": "acme=0.2:0.6"}
     for f in fields(TokenCakeConfig):
-        a_text = f"ipc://{tmp_path}/socket" if f.name == "tool_events" else str(tmp_path / "file")
+        a_text = texts.get(f.name, str(tmp_path / "file"))
         other = (f.metadata["choices"] or [a_text])[-1] if isinstance(f.default, str) else f.metadata["high"]
         config = config_of(*ON, options.flag_of(f.name), str(other))
         assert getattr(config, f.name) == other and type(getattr(config, f.name)) is type(f.default)
