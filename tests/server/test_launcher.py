@@ -69,7 +69,8 @@ def test_every_setting_has_a_flag_that_sets_it(tmp_path):
     for f in fields(TokenCakeConfig):
         a_text = texts.get(f.name, str(tmp_path / "file"))
         other = (f.metadata["choices"] or [a_text])[-1] if isinstance(f.default, str) else f.metadata["high"]
-        config = config_of(*ON, options.flag_of(f.name), str(other))
+        also = ("--tokencake-tenant-header", "x-tenant") if f.name == "tenant_shares" else ()
+        config = config_of(*ON, *also, options.flag_of(f.name), str(other))
         assert getattr(config, f.name) == other and type(getattr(config, f.name)) is type(f.default)
 
 
