@@ -119,14 +119,6 @@ def test_the_lead_is_never_shorter_than_three_tenths_of_a_second():
     assert decide(waits(0.31, 60.0, footprint=AWAY), quick).wish is None
 
 
-@pytest.mark.parametrize(("median_s", "costs", "is_due"), [
-    (10.8, COSTS, True), (10.9, COSTS, False),  # four leads
-    (2.0, Costs(), True), (2.1, Costs(), False)])
-def test_only_an_agent_that_is_sure_to_be_back_soon_takes_the_place_of_other_kv(median_s, costs, is_due):
-    wish = decide(waits(0.1, median_s, footprint=AWAY), replace(FULL, costs=costs)).wish
-    assert wish is not None and wish.is_due == is_due
-
-
 @pytest.mark.parametrize(("missing", "move", "wanted"), [
     (200, None, True), (10, None, True), (9, None, False),  # SGLang loads back nothing shorter than 10
     (200, "upload", True),  # a piece is under way, and this much is left

@@ -16,8 +16,6 @@ from tokencake_sglang.core.uploads import MIN_UPLOAD_TOKENS
 USE_LEVEL = 0.5  # quantile of the return at which the KV of a stalled agent is taken to be used again
 UPLOAD_LEVEL = 0.05  # quantile of the return before which its KV should be back
 LEAD_SLACK_S = 0.2  # more than the copy takes: room has to come free, and another copy may be under way
-SURE_S = 2.0  # an agent that is half likely back within this long, or within
-SURE_LEADS = 4.0  # so many leads, is worth the place of other KV; for one that may stay away only free memory is used
 RETURN_GAP_S = 5.0  # from a tool's return to the agent's next request, at the most
 REPLAN_SHARE = 0.5  # of the time that is left, until an agent is looked at again
 REPLAN_MIN_S = 0.25
@@ -57,12 +55,10 @@ class CostPolicy:
         left = self._left_s(now, stall, USE_LEVEL) + agent.queue_wait_s
         early = self._left_s(now, stall, UPLOAD_LEVEL) + agent.queue_wait_s
         wake = now + max(REPLAN_MIN_S, REPLAN_SHARE * left)
-        lead = lead_s(agent, pool)
-        start_by = now + early - lead
+        start_by = now + early - lead_s(agent, pool)
         if self.config.upload in ("timer", "hybrid") and start_by <= now:
-            is_sure = left <= max(SURE_S, SURE_LEADS * lead)
             return Decision(None, "it is about to return", next_use=now + left, wake_at=wake,
-                            wish=self._wish(agent, start_by, is_due=is_sure))
+                            wish=self._wish(agent, start_by))
         fills_free_memory = self.config.upload in ("at-stall", "hybrid")
         return Decision(self._backup(agent, pool), "it waits for a tool", next_use=now + left,
                         wake_at=min(wake, start_by) if start_by > now else wake,
