@@ -251,6 +251,19 @@ def test_a_flush_during_a_stall_leaves_a_server_that_goes_on(server):
     server.wait()
 
 
+def test_a_request_that_was_just_retracted_holds_no_node_whose_copy_could_be_given_up(server):
+    """Its batch is still the scheduler's last one while the host makes room. It stopped the server once."""
+    req = server.run(server.queue(PROMPT))
+    server.h.running_batch.reqs = [req]
+    assert server.h.cache.held_nodes() == [req.last_node]
+    server.h.retract(req)
+    server.h.running_batch.reqs, server.h.last_batch = [], SimpleNamespace(reqs=[req])
+    assert req.last_node is None
+    server.h.cache.evict_host(server.extension.mover.measure_pool().host_total)
+    assert server.h.cache.held_nodes() == []
+    server.h.last_batch = None
+
+
 def test_a_retracted_request_is_no_return_from_a_stall_and_keeps_its_agent_active(server):
     req = server.run(server.queue(PROMPT))
     server.stall()

@@ -50,7 +50,9 @@ class TokenCakeExtension(SchedulerExtension):
             self.mover.waiting_viewed = WAITING_VIEWED
         self.cache.worth.now = lambda: self.controller.now
         self.cache.worth.costs = lambda: self.mover.costs
-        self.cache.held_nodes = lambda: [req.last_node for req in on_device(scheduler) if not req.finished()]
+        self.cache.held_nodes = lambda: [
+            req.last_node for req in on_device(scheduler)
+            if not req.finished() and req.last_node is not None]  # one that was just retracted holds none
         self.metrics = self._build_metrics()
         self.history = start_history(config, self.controller.forecaster, scheduler.ps.tp_rank)
         self.measure: CostMeasure | None = None
