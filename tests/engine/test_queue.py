@@ -100,6 +100,18 @@ def test_a_program_is_not_taken_for_a_new_one_after_a_request_that_ran_long_with
     assert in_order(server) == ["a2", "b1"]
 
 
+@pytest.mark.parametrize(("kind", "keeps_its_age"), [("search", True), ("human", False), ("user_confirm", False)])
+def test_a_program_that_waits_for_a_person_begins_anew_and_one_that_waits_for_a_tool_does_not(
+        server, kind, keeps_its_age):
+    """It is not at it meanwhile, so it keeps nobody at the door either."""
+    server.serve(PROMPT, "a")
+    before = server.extension.queue.spatial.programs.get("a").arrived_at
+    server.control("event", event="stall_started", agent_id="a", kind=kind, estimated_duration_s=90.0, call_id="c")
+    server.wait(60.0)
+    queue(server, "a", "next")
+    assert (server.extension.queue.spatial.programs.get("a").arrived_at == before) == keeps_its_age
+
+
 def test_memory_is_accounted_to_programs_and_what_ended_is_nobodys(server):
     ledger = server.h.cache.owners.ledger
     one = server.serve(PROMPT, "a")

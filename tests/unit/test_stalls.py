@@ -352,3 +352,12 @@ def test_the_only_stage_of_a_call_is_not_learnt_unless_it_was_reported(calls):
     staged(calls, stages=STAGES[:1])
     calls.finish(12.5, "c1", "ok")
     assert calls.take_lessons() == [Lesson("search", 3.0, 2.5)]
+
+
+@pytest.mark.parametrize(("kinds", "waits"), [
+    ((), False), (("human",), False), (("user_confirm", "human"), False), (("search",), True),
+    (("human", "search"), True)])
+def test_an_agent_waits_for_tools_unless_all_that_it_waits_for_are_people(calls, kinds, waits):
+    for kind in kinds:
+        calls.start(100.0, kind, kind, 1.0)
+    assert calls.waits_for_tools is waits

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from tokencake_sglang.core.forecast import Forecast, Forecaster, Stages, latest, stage_kind
+from tokencake_sglang.core.forecast.presets import HUMAN_KINDS
 from tokencake_sglang.core.types import StallView
 
 OPEN_CALLS_MAX = 256
@@ -84,6 +85,11 @@ class CallTable:
     closed: dict[str, Call] = field(default_factory=dict)
     unnamed: int = 0
     _lessons: list[Lesson] = field(default_factory=list)
+
+    @property
+    def waits_for_tools(self) -> bool:
+        """Whether any open call is of something else than a person, who may stay away for long."""
+        return any(call.kind not in HUMAN_KINDS for call in self.open.values())
 
     def start(
         self, now: float, call_id: str | None, kind: str, estimate: float | None, stages: StageList = (),

@@ -135,7 +135,7 @@ class ProgramQueue:
 
     def _state(self, key: str) -> tuple[bool, float] | None:
         agent = self.controller.agents.get(key)
-        return None if agent is None else (bool(agent.calls.open), agent.last_seen)
+        return None if agent is None else (agent.calls.waits_for_tools, agent.last_seen)
 
     def _demand(self) -> Demand:
         scheduler, host = self.scheduler, self.cache.token_to_kv_pool_host

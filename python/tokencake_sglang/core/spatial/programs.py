@@ -12,7 +12,7 @@ EPISODE_GAP_S = 10.0  # a program that did nothing for this long begins anew
 AGENTS_KEPT = 256  # of one program, in order to know whether it is at something
 OVER_KEPT = 4096  # programs whose agents have all ended, while another may follow
 
-#: Of an agent: whether it waits for a call, and when it was last heard of. None: unknown.
+#: Of an agent: whether it waits for a call (of no person), and when it was last heard of. None: unknown.
 AgentState = Callable[[str], tuple[bool, float] | None]
 
 
