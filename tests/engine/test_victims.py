@@ -321,8 +321,8 @@ def test_with_the_write_policy_tokencake_only_a_decision_copies(forecast):
 # -- uploads in the place of others -----------------------------------------------------------------------------
 
 
-def crowded(forecast, other_at: float):
-    """A device full of b's and c's KV; a's is on the host and expected in 10 s."""
+def crowded(forecast, other_at: float, has_copies: bool = True):
+    """A device full of b's and c's KV, with copies on the host or without; a's is on the host and expected in 10 s."""
     m = forecast(device_tokens=80, host_tokens=256)
     m.h.serve(A, "a")
     m.send_away("a")
@@ -330,7 +330,8 @@ def crowded(forecast, other_at: float):
     for key, tokens in (("b", B), ("c", C)):
         m.h.serve(tokens, key)
         m.mover.expect(key, other_at)
-    m.h.back_up_all()
+    if has_copies:
+        m.h.back_up_all()
     m.mover.expect("a", 10.0)
     assert there(m.h) == "bc" and m.h.allocator.available_size() < 32
     return m
@@ -347,14 +348,7 @@ def test_an_upload_takes_the_place_of_kv_that_is_worth_much_less(forecast):
 
 
 def test_an_upload_displaces_nothing_that_would_have_to_be_computed_again(forecast):
-    m = forecast(device_tokens=80, host_tokens=256)
-    m.h.serve(A, "a")
-    m.send_away("a")
-    m.h.cache.owners.unprotect("a")
-    for key, tokens in (("b", B), ("c", C)):
-        m.h.serve(tokens, key)
-        m.mover.expect(key, 1e6)
-    m.mover.expect("a", 10.0)
+    m = crowded(forecast, other_at=1e6, has_copies=False)
     assert not m.mover.execute("a", Upload(32, None, displaces=True)).accepted
     assert there(m.h) == "bc"
     m.h.cache.owners.forget("b")
