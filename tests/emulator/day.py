@@ -15,6 +15,7 @@ from typing import Any
 
 AGENTS, TURNS, LANES = 25, 5, 5
 NEW_TOKENS = 8
+SYSTEMS, SYSTEM_TOKENS = 3, 180
 PAUSE_S = 0.03  # after each answer; an idle server needs a moment to see that its copies have ended
 CHUNK, MAX_RUNNING = 1024, 16
 POOL, HOST_RATIO = 12_000, 2.0  # the agents' KV is four times the device pool and twice the host pool
@@ -41,7 +42,7 @@ class Day:
         from tokencake_sglang.emulator.tokens import text_tokens
 
         lengths = random.Random(turn.agent)
-        tokens = list(text_tokens(f"system {turn.agent % 3}", 180)) + list(
+        tokens = list(text_tokens(f"system {turn.agent % SYSTEMS}", SYSTEM_TOKENS)) + list(
             text_tokens(f"user {turn.agent}", lengths.randrange(150, 1000)))
         for index, output in enumerate(self.outputs.get(turn.agent, ())):
             result = text_tokens(f"tool {turn.agent} {index}", lengths.randrange(60, 300))
@@ -76,6 +77,13 @@ def in_lanes() -> list[list[Turn]]:
 
 
 ORDERS: dict[str, Callable[[], list[list[Turn]]]] = {"one by one": one_by_one, "in lanes": in_lanes}
+
+
+def computed_without_loss() -> int:
+    """Prompt tokens computed by a server that never loses KV: each agent's own once, each system text once."""
+    day = Day(outputs={agent: [[0] * NEW_TOKENS] * (TURNS - 1) for agent in range(AGENTS)})
+    own = sum(len(day.prompt(Turn(agent, TURNS - 1))) - SYSTEM_TOKENS for agent in range(AGENTS))
+    return own + SYSTEMS * SYSTEM_TOKENS
 
 
 def play_real(server: Any, order: str) -> dict[str, Any]:

@@ -53,8 +53,12 @@ def test_the_real_days_have_hits_on_both_tiers_and_lose_kv(real):
         assert len(played["seen"]) == day.AGENTS * day.TURNS == 125
         assert total(played, "device") > 50_000 and total(played, "host") > 10_000
         assert played["evicted"] > 2 * day.POOL and played["loaded"] > 10_000
-        evicted_from_both = total(played, "tokens") - total(played, "cached") > 3 * day.POOL
-        assert evicted_from_both
+
+
+def test_the_real_day_one_by_one_computes_what_both_tiers_have_lost(real):
+    """In lanes the order is the operating system's, and in some orders next to nothing is lost."""
+    played = real["one by one"]
+    assert total(played, "tokens") - total(played, "cached") > day.computed_without_loss() + 1000
 
 
 def test_every_request_sent_alone_finds_the_same_kv_on_the_same_tier(real, emulated):
