@@ -78,7 +78,7 @@ def prepare(given: Mapping[str, Any], config: TokenCakeConfig | None,
         deployment.check_plugins_variable(os.environ, ["tokencake_cpu"])
     chosen = deployment.choose(device, given, enabled)
     if config is not None:
-        chosen, config = deployment.share_chunks(chosen, config)
+        chosen, config = deployment.settle_chunks(chosen, config)
         os.environ[ENV_CONFIG] = config.to_json()
     return device, chosen, config
 

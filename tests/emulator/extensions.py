@@ -42,7 +42,8 @@ def register(name: str) -> None:
     class SmallChunks(Telling):
         """Prompts in pieces of 64 tokens, but for that of c3."""
 
-        def limit_chunk(self, chunk_tokens: int | None, chunked_req: Any, waiting_queue: list[Any]) -> int | None:
+        def limit_chunk(self, chunk_tokens: int | None, chunked_req: Any, waiting_queue: list[Any],
+                        running_batch: Any) -> int | None:
             first = chunked_req or next(iter(waiting_queue), None)
             return chunk_tokens if first is None or _last(first) == "c3" else 64
 

@@ -28,6 +28,14 @@ def test_copies_and_passes_cost_what_the_profile_says_in_both_loops(learnt, over
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["normal", "overlap"])
+def test_decode_steps_and_arithmetic_cost_what_the_profile_says_in_both_loops(learnt, overlap):
+    for requests, context, seconds, told_s in learnt[overlap]["decodes"]:
+        assert told_s == pytest.approx(seconds, rel=0.1), (requests, context)
+    for tokens, seconds, told_s in learnt[overlap]["arithmetic"]:
+        assert told_s == pytest.approx(seconds, rel=0.2), tokens
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["normal", "overlap"])
 def test_policies_see_what_was_learnt_within_the_share_that_is_told(learnt, overlap):
     result = learnt[overlap]
     for seen, learnt_last in zip(result["told"], result["figures"], strict=True):

@@ -74,7 +74,7 @@ def test_an_extension_makes_the_chunks_of_a_batch_smaller(emulations):
 def test_no_extension_limits_chunks_by_itself():
     from sglang.srt.managers.scheduler_extension import SchedulerExtension
 
-    assert SchedulerExtension().limit_chunk(512, None, []) == 512
+    assert SchedulerExtension().limit_chunk(512, None, [], None) == 512
 
 
 def test_no_extension_expects_anything_by_itself():

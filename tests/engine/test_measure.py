@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 from sglang.srt.managers import cache_controller
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.utils import TypeBasedDispatcher
@@ -17,7 +18,7 @@ from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.engine import measure
 from tokencake_sglang.engine.extension import TokenCakeExtension
 from tokencake_sglang.engine.ipc import TokenCakeControlReq, TokenCakeTickReq
-from tokencake_sglang.engine.measure import TELL_EVERY_S, CostMeasure, Stopwatch, prefill_parts
+from tokencake_sglang.engine.measure import DECODES_BETWEEN, TELL_EVERY_S, CostMeasure, PromptPass, Stopwatch
 
 PROMPT = list(range(300, 364))
 COPY_MS = 40.0
@@ -135,18 +136,35 @@ def test_the_measurement_at_the_start_leaves_a_pool_in_use_alone(make, taking):
 def batch(mode=ForwardMode.EXTEND, new=(100, 50), before=(0, 200), decoding=0, consumer=-1):
     return SimpleNamespace(
         forward_mode=mode, extend_lens=[*new, *[1] * decoding], prefix_lens=[*before, *[900] * decoding],
-        decoding_reqs=[None] * decoding or None, hicache_consumer_index=consumer)
+        decoding_reqs=[None] * decoding or None, hicache_consumer_index=consumer,
+        seq_lens_cpu=torch.tensor([900, 600]))
 
 
-@pytest.mark.parametrize(("made", "parts"), [
-    (batch(), ((100, 0), (50, 200))),
-    (batch(mode=ForwardMode.DECODE), ()),
-    (batch(consumer=1), ()),
-    (batch(mode=ForwardMode.MIXED, decoding=2), ((100, 0), (50, 200), (1, 900), (1, 900))),
-    (batch(mode=ForwardMode.MIXED, decoding=30), ()),
+@pytest.mark.parametrize(("made", "seen"), [
+    (batch(), PromptPass(((100, 0), (50, 200)))),
+    (batch(mode=ForwardMode.DECODE), None),
+    (batch(consumer=1), None),
+    (batch(mode=ForwardMode.MIXED, decoding=2), PromptPass(((100, 0), (50, 200)), (900, 900))),
 ])
-def test_only_passes_whose_time_is_that_of_their_prefill_are_samples(made, parts):
-    assert prefill_parts(made) == parts
+def test_a_pass_that_computes_prompts_tells_its_parts_and_what_decodes_beside_them(made, seen):
+    assert PromptPass.of(made) == seen
+
+
+@pytest.mark.parametrize(("decoding", "prefill"), [
+    (0, [((100, 0), (50, 200))]), (2, [((100, 0), (50, 200), (1, 900), (1, 900))]), (30, [])])
+def test_a_pass_is_a_sample_of_prefill_if_few_decode_beside_it_and_always_one_of_arithmetic(
+        make, taking, monkeypatch, decoding, prefill):
+    worker = SimpleNamespace(forward_batch_generation=lambda batch: batch)
+    measuring = CostMeasure(make().cache, worker)
+    prefills, batches = [], []
+    monkeypatch.setattr(measuring.learner, "prefill", lambda *sample: prefills.append(sample))
+    monkeypatch.setattr(measuring.learner, "compute", lambda *sample: batches.append(sample))
+    mode = ForwardMode.MIXED if decoding else ForwardMode.EXTEND
+    worker.forward_batch_generation(batch(mode=mode, decoding=decoding))
+    measuring.collect()
+    seconds = COPY_MS / 1000
+    assert prefills == [(parts, seconds) for parts in prefill]
+    assert batches == [(((100, 0), (50, 200)), decoding, decoding * 901, seconds)]
 
 
 def test_a_forward_pass_is_timed_and_gives_its_result(make, taking):
@@ -156,8 +174,26 @@ def test_a_forward_pass_is_timed_and_gives_its_result(make, taking):
     assert worker.forward_batch_generation(made, 1, two=2) == (made, (1,), {"two": 2})
     worker.forward_batch_generation(batch(mode=ForwardMode.DECODE))
     measuring.collect()
-    assert measuring.learner.samples == 1
+    assert measuring.learner.samples == 2, "of prefill and of arithmetic"
     assert measuring.learner.costs().prefill_s(150, 0) == pytest.approx(COPY_MS / 1000, rel=0.1)
+
+
+def test_of_decode_steps_one_in_a_few_is_timed_with_the_contexts_of_its_requests(make, taking, monkeypatch):
+    worker = SimpleNamespace(forward_batch_generation=lambda batch: batch)
+    measuring = CostMeasure(make().cache, worker)
+    seen = []
+    monkeypatch.setattr(measuring.learner, "decode", lambda *sample: seen.append(sample))
+    decode = batch(mode=ForwardMode.DECODE)
+    for _ in range(3 * DECODES_BETWEEN):
+        assert worker.forward_batch_generation(decode) is decode
+        worker.forward_batch_generation(batch(mode=ForwardMode.IDLE))
+    measuring.collect()
+    assert seen == 3 * [(2, 1500, COPY_MS / 1000)]
+    decode.seq_lens_cpu = None
+    for _ in range(DECODES_BETWEEN):
+        worker.forward_batch_generation(decode)
+    measuring.collect()
+    assert len(seen) == 3
 
 
 # -- the way to the policies ------------------------------------------------------------------------------------

@@ -153,58 +153,9 @@ def test_admission_counts_with_what_is_left_of_the_forecast_and_beyond_it_as_sgl
     assert left == [12, 7, math.inf, math.inf]
 
 
-def test_a_plain_prompt_beside_programs_has_the_servers_chunks_and_all_others_small_ones(make):
-    server = Server(make(device_tokens=192, host_tokens=256), chunk_tokens=128)
-    agent, plain = queue(server, "a", "a1"), queue(server, None, "plain")
-
-    def limit(*args):
-        return server.extension.limit_chunk(*args)
-
-    assert [limit(512, chunked, [agent, plain]) for chunked in (None, agent, plain)] == [128, 128, 512]
-    assert limit(512, None, [plain, agent]) == limit(512, agent, [plain]) == 512
-    assert limit(512, agent, []) == limit(512, None, []) == 128
-    assert limit(None, None, [agent]) is None, "without chunks there is nothing to make smaller"
-
-
-def test_with_the_order_of_sglang_chunks_are_the_servers(make):
-    server = Server(make(device_tokens=192, host_tokens=256), order="sglang", chunk_tokens=128)
-    assert server.extension.limit_chunk(512, server.h.request(PROMPT, "a", "a1"), []) == 512
-
-
 def test_with_the_order_of_sglang_admission_has_no_forecast(make):
     server = Server(make(device_tokens=192, host_tokens=256), order="sglang")
     assert server.extension.expected_new_tokens(server.h.request(PROMPT, "a", "a1")) == math.inf
-
-
-def test_a_prompt_in_chunks_waits_for_room_while_others_can_give_it(server):
-    h = server.h
-    server.extension.scheduler.chunked_prefill_size = 32
-    req = h.request(range(1000, 1128))
-    h.admit(running := h.request(PROMPT, "a"))
-    req.init_next_round_input(h.cache)
-    room = h.allocator.available_size() + h.cache.evictable_size()
-    batch = SimpleNamespace(reqs=[running])
-    assert not server.extension.parks_chunk(req, batch) and server.extension.parking.parked == 0
-    taken = h.allocator.alloc(room // h.page_size * h.page_size)
-    assert server.extension.parks_chunk(req, batch)
-    assert not server.extension.parks_chunk(req, SimpleNamespace(reqs=[])), "nobody could ever make room for it"
-    h.allocator.free(taken)
-
-
-def test_it_waits_for_the_room_of_a_small_chunk_where_its_chunks_are_small(make):
-    server = Server(make(device_tokens=192, host_tokens=256), chunk_tokens=16)
-    h = server.h
-    server.extension.scheduler.chunked_prefill_size = 64
-    req = queue(server, "b", "long", range(1000, 1128))
-    h.admit(running := h.request(PROMPT, "a"))
-    req.init_next_round_input(h.cache)
-    room = h.allocator.available_size() + h.cache.evictable_size()
-    taken = h.allocator.alloc((room - 48) // h.page_size * h.page_size)
-    h.waiting_queue.clear()
-    assert not server.extension.parks_chunk(req, SimpleNamespace(reqs=[running]))
-    queue(server, None, "plain")
-    assert server.extension.parks_chunk(req, SimpleNamespace(reqs=[running])), "the plain one makes the chunk 64"
-    h.allocator.free(taken)
 
 
 def test_the_live_state_shows_programs_pools_and_who_waits(server):

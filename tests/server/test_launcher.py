@@ -165,15 +165,17 @@ def test_chunks_are_chosen_together_or_not_at_all(given):
     assert not {"enable_mixed_chunk", "chunked_prefill_size"} & set(chosen)
 
 
-def test_where_the_chunks_are_chosen_plain_prompts_beside_programs_have_larger_ones():
-    def shared(given, **settings):
-        chosen, config = deployment.share_chunks(deployment.choose("cuda", given, True), TokenCakeConfig(**settings))
-        return chosen.get("chunked_prefill_size"), config.chunk_tokens
+def test_chunks_are_balanced_where_they_are_chosen_here_and_the_user_wants_no_others():
+    def settled(device="cuda", given=(), **settings):
+        chosen = deployment.choose(device, dict(given), True)
+        chosen, config = deployment.settle_chunks(chosen, TokenCakeConfig(**settings))
+        return chosen.get("chunked_prefill_size"), config.chunks
 
-    assert shared({}) == (384, 128) and shared({}, chunk_tokens=64) == (384, 64)
-    assert shared({}, chunk_tokens=2048) == (2048, 2048)
-    assert shared({}, order="sglang") == (128, 0), "nothing could make the chunks of programs small"
-    assert shared({"chunked_prefill_size": 4096}) == (None, 0), "the user's own"
+    assert settled() == settled(order="sglang") == settled(chunks="balanced") == (1024, "balanced")
+    assert settled(chunks="fixed") == (128, "fixed")
+    assert settled(given={"chunked_prefill_size": 4096}) == (None, "fixed"), "the user's own"
+    assert settled(given={"chunked_prefill_size": 4096}, chunks="balanced") == (None, "balanced")
+    assert settled("cpu") == (None, "fixed")
 
 
 def test_chosen_flags_are_flags_of_sglang_with_the_values_that_it_reads_back():

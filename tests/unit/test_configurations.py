@@ -59,11 +59,12 @@ def test_tokencake_has_settings_that_its_own_check_accepts(name, policy, order):
 
 
 @pytest.mark.parametrize(("name", "chunk"), [
-    ("tokencake", 384), ("tokencake-none", 384), ("tokencake-program", None), ("tokencake-program-mixed-chunk64", 64)])
+    ("tokencake", 1024), ("tokencake-none", 1024), ("tokencake-program", None),
+    ("tokencake-program-mixed-chunk64", 64)])
 def test_tokencake_alone_is_what_the_launcher_starts(name, chunk):
     found = configuration(name)
     args = found.server_args
-    assert found.tokencake.get("chunk_tokens") == (128 if chunk == 384 else None)
+    assert found.tokencake.get("chunks") == ("balanced" if chunk == 1024 else None)
     assert args["schedule_policy"] == "fcfs" and args.get("chunked_prefill_size") == chunk
     assert args.get("enable_mixed_chunk", False) == (chunk is not None)
 
@@ -72,10 +73,17 @@ def test_settings_of_tokencake_leave_it_as_the_launcher_starts_it_otherwise():
     found = configuration("tokencake-maxtokens-tenants")
     assert found.server_args == configuration("tokencake").server_args
     assert found.tokencake == {
-        "order": "program", "chunk_tokens": 128, "admission": "max-tokens", "tenant_header": "x-tenant"}
+        "order": "program", "chunks": "balanced", "admission": "max-tokens", "tenant_header": "x-tenant"}
     assert describe("tokencake-tenants").endswith("as the launcher starts it, tenants told apart")
     with pytest.raises(ValueError, match="unknown or out of place"):
         configuration("hicache-lpm-tenants")
+
+
+def test_balanced_chunks_are_the_launchers_with_any_order():
+    found, alone = configuration("tokencake-cost-lpm-balanced"), configuration("tokencake")
+    assert found.server_args == {**alone.server_args, "schedule_policy": "lpm"}
+    assert found.tokencake == {"offload_policy": "cost", "order": "sglang", "chunks": "balanced"}
+    assert configuration("tokencake-balanced").server_args == alone.server_args
 
 
 def test_only_tokencake_has_the_order_by_program():

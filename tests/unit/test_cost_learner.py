@@ -18,8 +18,10 @@ from tokencake_sglang.core.costs import Costs
 KV_BYTES = 196_608
 TRUE = Costs(
     upload_base_s=0.0004, upload_token_s=8e-6, offload_base_s=0.0007, offload_token_s=2e-5, run_s=1e-5,
-    prefill_base_s=0.012, prefill_token_s=5e-5, prefill_pair_s=2e-9)
+    prefill_base_s=0.012, prefill_token_s=5e-5, prefill_pair_s=2e-9,
+    compute_token_s=1.4e-4, compute_pair_s=5e-9, decode_base_s=0.015, decode_request_s=2e-5, decode_token_s=9e-8)
 COPIES = list(itertools.product((64, 300, 1000, 5000, 20_000), (1, 8, 50)))
+DECODES = list(itertools.product((1, 8, 60), (2000, 20_000, 150_000)))
 PASSES = list(itertools.product((100, 500, 2000, 8000), (0, 1000, 30_000)))
 
 
@@ -36,10 +38,27 @@ def feed_passes(learner, costs=TRUE, rounds=1):
             learner.prefill(((new, position),), costs.prefill_s(new, position))
 
 
+def feed_decodes(learner, costs=TRUE, rounds=1):
+    for _ in range(rounds):
+        for requests, context in DECODES:
+            learner.decode(requests, context, costs.decode_s(requests, context))
+
+
+def feed_batches(learner, costs=TRUE, rounds=1):
+    """Batches that take as long as the slower of reading and arithmetic."""
+    for _ in range(rounds):
+        for (new, position), (requests, context) in itertools.product(PASSES, [(0, 0), *DECODES]):
+            tokens, pairs = requests + new, new * (position + new / 2)
+            learner.compute(((new, position),), requests, context, max(
+                costs.compute_s(tokens, pairs), costs.decode_s(requests, context)))
+
+
 def trained(rounds=4):
     learner = CostLearner(KV_BYTES)
     feed_copies(learner, rounds=rounds)
     feed_passes(learner, rounds=rounds)
+    feed_decodes(learner, rounds=rounds)
+    feed_batches(learner, rounds=rounds)
     return learner
 
 
@@ -48,6 +67,8 @@ def worst_error(costs, true=TRUE):
     asked = [(costs.upload_s(*c), true.upload_s(*c)) for c in COPIES]
     asked += [(costs.offload_s(*c), true.offload_s(*c)) for c in COPIES]
     asked += [(costs.prefill_s(*c), true.prefill_s(*c)) for c in PASSES]
+    asked += [(costs.compute_s(*c), true.compute_s(*c)) for c in ((64, 0), (500, 5e6))]
+    asked += [(costs.decode_s(*c), true.decode_s(*c)) for c in DECODES]
     return max(abs(found / wanted - 1) for found, wanted in asked)
 
 
@@ -55,12 +76,22 @@ def test_nothing_known_gives_the_defaults_with_copies_scaled_from_the_bytes_of_a
     assumed, costs = Costs(), CostLearner(KV_BYTES).costs()
     assert costs.upload_token_s == costs.offload_token_s == KV_BYTES / LINK_BYTES_PER_S
     assert (costs.upload_base_s, costs.run_s) == (assumed.upload_base_s, assumed.run_s)
-    assert costs.to_tuple()[-3:] == assumed.to_tuple()[-3:]
+    assert costs.to_tuple()[-8:] == assumed.to_tuple()[-8:]
 
 
 def test_samples_of_a_linear_model_give_its_figures():
     for found, wanted in zip(trained().costs().to_tuple(), TRUE.to_tuple(), strict=True):
         assert found == pytest.approx(wanted, rel=0.03)
+
+
+def test_a_batch_that_waits_for_memory_tells_of_arithmetic_only_if_that_was_taken_for_slower():
+    learner = trained()
+    before, samples = learner.costs(), learner.samples
+    learner.compute(((50, 0),), 8, 150_000, before.decode_s(8, 150_000))
+    assert (learner.costs(), learner.samples) == (before, samples), "58 tokens can take no longer, and may take less"
+    for _ in range(KEPT_SAMPLES):
+        learner.compute(((300, 0),), 8, 150_000, before.decode_s(8, 150_000))
+    assert learner.costs().compute_token_s < before.compute_token_s
 
 
 def test_the_cost_of_pairs_is_found_in_passes_of_many_requests():
@@ -121,8 +152,11 @@ def test_a_first_sample_that_was_an_outlier_is_soon_outvoted():
     learner = CostLearner(KV_BYTES)
     learner.copy("upload", 1000, 1, 100 * TRUE.upload_s(1000))
     learner.prefill(((1000, 0),), 100 * TRUE.prefill_s(1000, 0))
+    learner.decode(10, 20_000, 100 * TRUE.decode_s(10, 20_000))
     feed_copies(learner)
     feed_passes(learner)
+    feed_decodes(learner)
+    feed_batches(learner)
     assert worst_error(learner.costs()) < 0.1
 
 
@@ -141,6 +175,8 @@ def test_it_follows_a_device_that_has_changed(factor):
     changed = Costs(*(figure * factor for figure in TRUE.to_tuple()))
     feed_copies(learner, changed, rounds=KEPT_SAMPLES // 2 + 1)
     feed_passes(learner, changed, rounds=KEPT_SAMPLES // 2 + 1)
+    feed_decodes(learner, changed, rounds=KEPT_SAMPLES // 2 + 1)
+    feed_batches(learner, changed, rounds=KEPT_SAMPLES // 2 + 1)
     assert worst_error(learner.costs(), changed) < 0.05
 
 
@@ -202,7 +238,7 @@ def test_the_same_samples_give_the_same_costs():
 
 def test_costs_survive_the_way_through_a_message():
     assert Costs.from_tuple(list(TRUE.to_tuple())) == TRUE
-    with pytest.raises(ValueError, match="3 figures; there are 8"):
+    with pytest.raises(ValueError, match="3 figures; there are 13"):
         Costs.from_tuple([1.0, 2.0, 3.0])
 
 

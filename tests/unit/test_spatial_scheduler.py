@@ -162,37 +162,6 @@ class TestForecastForAdmission:
         assert self.most(admission="max-tokens") == self.most(expected=7, admission="max-tokens") == math.inf
 
 
-class TestChunks:
-    """A server whose chunks are 512 tokens at the most, 128 where the prompt of a program goes first."""
-
-    def test_a_plain_prompt_has_the_servers_chunks_beside_programs_only(self):
-        server = Server(chunk_tokens=128)
-        server.add("chat")
-        assert server.spatial.limit_chunk(512, ["chat"]) == 128, "nobody whose turn it could be loses by small chunks"
-        server.add("a.1")
-        assert server.spatial.limit_chunk(512, ["chat"]) == 512
-        server.admit("a.1")
-        assert server.spatial.limit_chunk(512, ["chat"]) == 512, "a running request of a program counts"
-        assert server.spatial.limit_chunk(512, ["a.1", "chat"]) == 512, "it waits for the chunks of the first"
-        server.end("a.1")
-        assert server.spatial.limit_chunk(512, ["chat"]) == server.spatial.limit_chunk(512, []) == 128
-
-    def test_the_prompt_of_a_program_and_one_that_nobody_told_of_have_small_chunks(self):
-        server = Server(chunk_tokens=128)
-        server.add("a.1", "chat")
-        assert [server.spatial.limit_chunk(512, [rid]) for rid in ("a.1", "stranger")] == [128, 128]
-
-    def test_a_chunk_is_never_larger_than_the_servers(self):
-        server = Server(chunk_tokens=1024)
-        server.add("a.1", "chat")
-        assert [server.spatial.limit_chunk(512, [rid]) for rid in ("a.1", "chat")] == [512, 512]
-
-    def test_without_the_setting_all_have_the_servers(self):
-        server = Server()
-        server.add("a.1", "chat")
-        assert [server.spatial.limit_chunk(512, [rid]) for rid in ("a.1", "chat", "stranger")] == [512] * 3
-
-
 class TestShares:
     def test_plain_requests_and_programs_take_turns_by_what_they_cost(self):
         server = Server()

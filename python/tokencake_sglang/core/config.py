@@ -15,6 +15,7 @@ ORDERS = ("program", "sglang")
 POOLS = ("none", "paper", "shipped", "demand")
 PRIORITIES = ("critical-path", "paper", "shipped", "none")
 ADMISSIONS = ("forecast", "max-tokens")
+CHUNKS = ("auto", "balanced", "fixed")
 FORECASTS = ("quantile", "paper")
 UPLOADS = ("timer", "at-return", "at-stall", "hybrid", "none")
 INFER = ("clients", "names", "none")
@@ -48,10 +49,10 @@ class TokenCakeConfig:
         " 'program': 'forecast' what its client says or requests of its agent type generated before, never more than"
         " it asks for; 'max-tokens' what it asks for, as SGLang does.",
         choices=ADMISSIONS)
-    chunk_tokens: int = _setting(
-        0, "Prompt tokens that SGLang computes in one step at the most, with the order 'program', unless a plain prompt"
-        " is next while programs are served too: that has --chunked-prefill-size. 0: all have that. The launcher sets"
-        " 128 where it chooses the chunks.", low=0, high=65536)
+    chunks: str = _setting(
+        "auto", "How many prompt tokens a mixed batch computes: 'balanced' as many as take the device as long as the"
+        " decoding beside them, by measured costs, and never more than --chunked-prefill-size; 'fixed' as that says;"
+        " 'auto' is balanced where the launcher chooses the chunks, else fixed.", choices=CHUNKS)
     pools: str = _setting(
         "none", "Device memory that is reserved for the agent types that matter most, with the order 'program': 'paper'"
         " and 'shipped' by the published rules, 'demand' by what critical work needs next, 'none' reserves nothing.",

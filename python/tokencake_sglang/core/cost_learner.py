@@ -1,4 +1,4 @@
-"""Learns `Costs` from measured copies and prefill passes.
+"""Learns `Costs` from measured copies, prefill passes and decode steps.
 
 Least squares over medians. Samples are sorted into buckets by the size of the operation, in powers of two; a bucket
 holds its latest few and speaks with their lower median. A fit runs over the buckets, not over the samples: a server
@@ -20,6 +20,7 @@ MAX_BUCKETS = 64  # of each fit; the one not seen for longest goes
 HALF_LIFE_SAMPLES = 64  # a bucket counts half after so many samples in others
 PRIOR_WEIGHT = 1e-5  # of the defaults, scaled to the samples, against one full bucket
 MIN_PREFILL_TOKENS = 64  # shorter passes tell of reading weights and of first-time compilation, not of tokens
+BUSY = 1.1  # a batch that takes this many times what decoding alone takes is held up by arithmetic
 PAIR_SCALE = 1 / 32_768  # a token costs twice the least at about this position, until samples tell
 
 Figures = tuple[float, ...]
@@ -100,11 +101,14 @@ class CostLearner:
         self._prefill = LinearFit(
             (assumed.prefill_base_s, assumed.prefill_token_s, assumed.prefill_pair_s),
             (assumed.prefill_base_s, assumed.prefill_token_s, assumed.prefill_token_s * PAIR_SCALE))
+        self._compute = LinearFit(
+            (assumed.compute_token_s, assumed.compute_pair_s), (1.0, PAIR_SCALE))
+        self._decode = LinearFit((assumed.decode_base_s, assumed.decode_request_s, assumed.decode_token_s))
 
     @property
     def samples(self) -> int:
         """How many have been folded; while this stays, so do the costs."""
-        return self._copies.samples + self._prefill.samples
+        return self._copies.samples + self._prefill.samples + self._compute.samples + self._decode.samples
 
     def copy(self, kind: str, tokens: int, runs: int, seconds: float) -> None:
         """One copy, "upload" or "offload", of `tokens` tokens in `runs` runs of neighbouring slots. One of no tokens
@@ -126,9 +130,30 @@ class CostLearner:
         pairs = sum(new * (position + new / 2) for new, position in parts)
         self._prefill.add((1.0, float(tokens), pairs), seconds)
 
+    def decode(self, requests: int, context: int, seconds: float) -> None:
+        """One decode step of `requests` requests whose contexts are `context` tokens together. One of no time tells
+        nothing."""
+        if requests > 0 and seconds > 0:
+            self._decode.add((1.0, float(requests), float(context)), seconds)
+
+    def compute(self, parts: Sequence[tuple[int, int]], requests: int, context: int, seconds: float) -> None:
+        """One batch that computes `parts` beside `requests` decoding requests of `context` tokens, and took `seconds`.
+
+        It tells of arithmetic only if that was what took so long, or was taken to be slower than it can have been.
+        """
+        tokens = requests + sum(new for new, _ in parts)
+        pairs = sum(new * (position + new / 2) for new, position in parts)
+        base_s, request_s, token_s = self._decode.figures()
+        reading_s = base_s + requests * request_s + context * token_s
+        expected_s = _dot((float(tokens), pairs), self._compute.figures())
+        if seconds > 0 and (seconds > BUSY * reading_s or expected_s > BUSY * seconds):
+            self._compute.add((float(tokens), pairs), seconds)
+
     def costs(self) -> Costs:
         upload_base, upload_token, offload_base, offload_token, run = self._copies.figures()
-        return Costs(upload_base, upload_token, offload_base, offload_token, run, *self._prefill.figures())
+        return Costs(
+            upload_base, upload_token, offload_base, offload_token, run, *self._prefill.figures(),
+            *self._compute.figures(), *self._decode.figures())
 
 
 def _dot(amounts: Figures, figures: Figures) -> float:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Costs:
-    """Figures of the two cost models; `_token_s` are seconds per token, `_base_s` per operation.
+    """Figures of the cost models; `_token_s` are seconds per token, `_base_s` per operation.
 
     Copies are linear in tokens and in runs of neighbouring slots (paper section 4: linear in blocks; published code:
-    12 GB/s and 3 microseconds a run). Prefill is linear in new tokens and in pairs of a new token and an earlier one.
+    12 GB/s and 3 microseconds a run). Prefill is linear in new tokens and in pairs of a new token and an earlier one,
+    decoding in requests and in the tokens of their contexts. `compute_*` are the arithmetic of any batch, without what
+    reading memory takes: tokens, decoding ones too, and pairs of a prompt's tokens.
     """
 
     upload_base_s: float = 0.001
@@ -22,6 +24,11 @@ class Costs:
     prefill_base_s: float = 0.005
     prefill_token_s: float = 1e-4
     prefill_pair_s: float = 0.0
+    compute_token_s: float = 1e-4
+    compute_pair_s: float = 0.0
+    decode_base_s: float = 0.02
+    decode_request_s: float = 1e-5
+    decode_token_s: float = 1e-7
 
     def upload_s(self, tokens: int, runs: int = 1) -> float:
         """From the host to the device."""
@@ -40,6 +47,14 @@ class Costs:
     def recompute_token_s(self, tokens: int, position: int) -> float:
         """The same per token, without the cost of an operation."""
         return self.prefill_token_s + (position + tokens / 2) * self.prefill_pair_s
+
+    def decode_s(self, requests: int, context: int) -> float:
+        """One decode step of `requests` requests whose contexts are `context` tokens together."""
+        return self.decode_base_s + requests * self.decode_request_s + context * self.decode_token_s
+
+    def compute_s(self, tokens: int, pairs: float = 0.0) -> float:
+        """The arithmetic of a batch of `tokens` tokens, whose prompts attend over `pairs` pairs of tokens."""
+        return tokens * self.compute_token_s + pairs * self.compute_pair_s
 
     def to_tuple(self) -> tuple[float, ...]:
         """The figures in the order of the fields; `from_tuple` reads them."""

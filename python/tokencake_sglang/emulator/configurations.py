@@ -4,7 +4,7 @@
 
     hicache-lpm-mixed-chunk512      HiCache write-through, longest prefix first, mixed chunks of 512 tokens
     stock-fcfs-slru                 no host tier, first come first served, segmented LRU
-    tokencake                       TokenCake as its launcher starts it: its own order, mixed chunks of 128 tokens
+    tokencake                       TokenCake as its launcher starts it: its own order, balanced mixed chunks
     tokencake-cost-program          TokenCake with the offload policy `cost` and its own order, SGLang's own chunks
     tokencake-pools.demand          TokenCake as its launcher starts it, with pools sized by demand
     tokencake-cost-lpm              TokenCake with the offload policy `cost`, longest prefix first
@@ -47,7 +47,7 @@ SCHEDULES = {
     "priority": "fcfs with client priorities by program age, with preemption",
 }
 PROGRAM = "program"  # TokenCake's own order
-ALONE, OWN = deployment.share_chunks(deployment.CUDA_CHUNKS, TokenCakeConfig())  # what the launcher chooses beside it
+ALONE, OWN = deployment.settle_chunks(deployment.CUDA_CHUNKS, TokenCakeConfig())  # what the launcher chooses beside it
 EVICTIONS = ("lru", "lfu", "slru", "priority")
 PARTS = {
     "mixed": "mixed chunks",
@@ -58,6 +58,7 @@ PARTS = {
 SETTINGS = {  # of TokenCake: words, and the values of TokenCakeConfig
     "maxtokens": ("admission by what requests ask for", {"admission": "max-tokens"}),
     "tenants": ("tenants told apart", {"tenant_header": "x-tenant"}),
+    "balanced": ("balanced mixed chunks", {"chunks": "balanced"}),
 }
 WRITE_POLICIES = {"writeback": "write_back", "selective": "write_through_selective"}
 POOLS = "pools."  # a part of tokencake that leaves everything else as the launcher starts it
@@ -179,7 +180,7 @@ class _Parts:
         by_priority = self.schedule == "priority"
         is_stock = self.schedule in SCHEDULES and not by_priority
         values: dict[str, Any] = {"schedule_policy": self.schedule if is_stock else "fcfs"}
-        values.update(ALONE if self.is_alone else {})
+        values.update(ALONE if self.is_alone or "balanced" in self.flags else {})
         if by_priority:
             values["enable_priority_scheduling"] = True
         if self.tier in ("hicache", "tokencake"):
@@ -205,7 +206,7 @@ class _Parts:
         for word in self.flags:
             settings.update(SETTINGS[word][1] if word in SETTINGS else {})
         if self.is_alone:
-            settings["chunk_tokens"] = OWN.chunk_tokens
+            settings["chunks"] = OWN.chunks
         settings |= {"pools": self.pools} if self.pools else {}
         return {**settings, "order": "program" if self._is_by_program else "sglang"}
 
@@ -253,7 +254,7 @@ GROUPS: dict[str, Callable[[], list[str]]] = {
         f"hicache-{order}{parts}" for order in ("fcfs", "lpm") for parts in ("", "-writeback", "-selective")],
     "bounds": lambda: ["hicache-lpm+clairvoyant-evict", "clairvoyant", "hicache-fcfs+program"],
     "ablation": lambda: [
-        "stock-fcfs", "hicache-lpm-mixed-chunk128", "tokencake-none", "tokencake-cost-lpm-mixed-chunk128", "tokencake"],
+        "stock-fcfs", "hicache-lpm-mixed-chunk128", "tokencake-none", "tokencake-cost-lpm-balanced", "tokencake"],
     "study": lambda: [
         "stock-fcfs", "stock-lpm", "stock-fcfs+program", "stock-fcfs+gate4+program", "hicache-fcfs", "hicache-lpm",
         "hicache-fcfs+program", "clairvoyant"],

@@ -18,6 +18,7 @@ from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.hints import RequestHints
 from tokencake_sglang.core.types import CALLS_JOINED_BY, ENDS_CALLS, AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
+from tokencake_sglang.engine.chunks import BalancedChunks
 from tokencake_sglang.engine.copy_fence import fence_copies
 from tokencake_sglang.engine.decision_log import DecisionLog
 from tokencake_sglang.engine.history import start_history
@@ -64,6 +65,9 @@ class TokenCakeExtension(SchedulerExtension):
         self.queue = ProgramQueue(scheduler, self.cache, self.controller) if config.order == "program" else None
         self.mover.holds_back = self.holds_back
         self.cache.on_request_finished = self._on_request_finished
+        self.chunks: BalancedChunks | None = None
+        if config.chunks == "balanced" and scheduler.is_mixed_chunk:
+            self.chunks = BalancedChunks(lambda: self.mover.costs)
         self.parking = Parking(scheduler, self.cache, self.limit_chunk)
         self.cache.on_reset = self._on_reset
         self.cache.on_backups_landed = self._try_admission_again
@@ -118,10 +122,11 @@ class TokenCakeExtension(SchedulerExtension):
     def expected_new_tokens(self, req: Any) -> float:
         return math.inf if self.queue is None else self.queue.expected_new_tokens(req)
 
-    def limit_chunk(self, chunk_tokens: int | None, chunked_req: Any, waiting_queue: list[Any]) -> int | None:
-        if self.queue is None:
+    def limit_chunk(self, chunk_tokens: int | None, chunked_req: Any, waiting_queue: list[Any],
+                    running_batch: Any) -> int | None:
+        if self.chunks is None:
             return chunk_tokens
-        return self.queue.limit_chunk(chunk_tokens, chunked_req, waiting_queue)
+        return self.chunks.limit(chunk_tokens, chunked_req, waiting_queue, running_batch)
 
     def on_requests_admitted(self, reqs: list[Any]) -> None:
         if self.queue is not None:

@@ -1,4 +1,4 @@
-"""Measures, on rank 0, what copies and prefill passes take, and feeds a CostLearner.
+"""Measures, on rank 0, what copies, prefill passes and decode steps take, and feeds a CostLearner.
 
 The work is marked where it is given to its stream: inside the host pool's copy functions and the model worker's
 forward. Device events around it tell its own time, whatever loop runs and whatever waits before it; they are read in a
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from tokencake_sglang.core.cost_learner import CostLearner
 from tokencake_sglang.core.costs import Costs
 
 MAX_DECODE_SHARE = 0.1  # of the new tokens of a mixed pass; above, the pass is not a sample of prefill
+DECODES_BETWEEN = 8  # decode steps from one that is a sample to the next
 TELL_EVERY_S = 1.0  # seconds between two messages with costs, at least
 TELL_SHARE = 0.05  # a change of any figure that is worth a message
 FIRST_COPY_BYTES = 128 << 20  # of the largest copy at the start; two more are a quarter and a sixteenth of it
@@ -75,7 +77,9 @@ class CostMeasure:
         self.learner = CostLearner(self.host.size_per_token)
         self._uploads = Stopwatch(lambda tokens, seconds: self.learner.copy("upload", tokens, 1, seconds), late=True)
         self._offloads = Stopwatch(lambda tokens, seconds: self.learner.copy("offload", tokens, 1, seconds), late=True)
-        self._passes = Stopwatch(lambda parts, seconds: self.learner.prefill(parts, seconds), late=False)
+        self._passes = Stopwatch(self._passed, late=False)
+        self._decodes = Stopwatch(lambda size, seconds: self.learner.decode(*size, seconds), late=False)
+        self._decode_steps = 0
         self._told: Costs | None = None
         self._folded = -1
         self._tell_at = float("-inf")
@@ -87,7 +91,7 @@ class CostMeasure:
 
     def collect(self) -> None:
         """Once a step: fold what has ended since."""
-        for watch in (self._uploads, self._offloads, self._passes):
+        for watch in (self._uploads, self._offloads, self._passes, self._decodes):
             if watch.under_way:
                 watch.collect()
 
@@ -116,15 +120,30 @@ class CostMeasure:
         forward = worker.forward_batch_generation
 
         def timed_forward(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            parts = prefill_parts(batch)
-            if not parts:
+            prompts = PromptPass.of(batch)
+            watch, what = (self._passes, prompts) if prompts else (self._decodes, self._decode_size(batch))
+            if what is None:
                 return forward(batch, *args, **kwargs)
-            begun = self._passes.begin()
+            begun = watch.begin()
             result = forward(batch, *args, **kwargs)
-            self._passes.end(begun, parts)
+            watch.end(begun, what)
             return result
 
         worker.forward_batch_generation = timed_forward
+
+    def _passed(self, done: PromptPass, seconds: float) -> None:
+        if done.is_prefill:
+            self.learner.prefill((*done.parts, *((1, before) for before in done.decoding)), seconds)
+        self.learner.compute(done.parts, len(done.decoding), sum(done.decoding) + len(done.decoding), seconds)
+
+    def _decode_size(self, batch: Any) -> tuple[int, int] | None:
+        """Requests of a decode step and tokens of their contexts; None: it is no sample."""
+        if not batch.forward_mode.is_decode() or batch.seq_lens_cpu is None:
+            return None
+        self._decode_steps += 1
+        if self._decode_steps % DECODES_BETWEEN:
+            return None
+        return len(batch.seq_lens_cpu), int(batch.seq_lens_cpu.sum())
 
     def measure_copies(self) -> None:
         """Before the first request: a few copies of neighbouring slots to the host and back, as SGLang makes them.
@@ -164,16 +183,24 @@ class CostMeasure:
         return list(costs.to_tuple())
 
 
-def prefill_parts(batch: Any) -> tuple[tuple[int, int], ...]:
-    """(new tokens, tokens before) of each request of a batch whose time is that of its prefill; else empty.
+@dataclass(frozen=True)
+class PromptPass:
+    """A pass that computes prompts. `parts`: (new tokens, tokens before) of each; `decoding`: tokens before that of
+    each request that decodes beside them."""
 
-    Decoding requests of a mixed batch are parts of one token each. A pass that waits for KV still on its way takes
-    as long as the copy, so it is left out.
-    """
-    mode = batch.forward_mode
-    if mode not in (ForwardMode.EXTEND, ForwardMode.MIXED) or batch.hicache_consumer_index != -1:
-        return ()
-    parts = tuple(zip(batch.extend_lens, batch.prefix_lens, strict=True))
-    if mode == ForwardMode.MIXED and len(batch.decoding_reqs or ()) > MAX_DECODE_SHARE * sum(batch.extend_lens):
-        return ()
-    return parts
+    parts: tuple[tuple[int, int], ...]
+    decoding: tuple[int, ...] = ()
+
+    @property
+    def is_prefill(self) -> bool:
+        """Whether its time is that of its prompts."""
+        return len(self.decoding) <= MAX_DECODE_SHARE * sum(new for new, _ in self.parts)
+
+    @classmethod
+    def of(cls, batch: Any) -> PromptPass | None:
+        """None for other batches, and for one that waits for KV on its way: it takes as long as the copy."""
+        if batch.forward_mode not in (ForwardMode.EXTEND, ForwardMode.MIXED) or batch.hicache_consumer_index != -1:
+            return None
+        sizes = tuple(zip(batch.extend_lens, batch.prefix_lens, strict=True))
+        prompts = len(sizes) - len(batch.decoding_reqs or ()) if batch.forward_mode == ForwardMode.MIXED else len(sizes)
+        return cls(sizes[:prompts], tuple(before for _, before in sizes[prompts:]))

@@ -25,7 +25,8 @@ class Parking:
         running = len(running_batch.reqs)
         left = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
         scheduler = self.scheduler
-        chunk = min(left, self.limit_chunk(scheduler.chunked_prefill_size, req, scheduler.waiting_queue) or left)
+        chunk = min(left, self.limit_chunk(
+            scheduler.chunked_prefill_size, req, scheduler.waiting_queue, running_batch) or left)
         room = self.cache.token_to_kv_pool_allocator.available_size() + self.cache.evictable_size()
         waits = running > 0 and room < chunk + (running + 1) * self.cache.page_size
         self.parked += waits

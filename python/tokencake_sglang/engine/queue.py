@@ -91,13 +91,6 @@ class ProgramQueue:
         left = self.spatial.most_expected(req.rid) - len(req.output_ids)
         return left if left > 0 else math.inf
 
-    def limit_chunk(self, most: int | None, chunked_req: Any, waiting: list[Any]) -> int | None:
-        """For SGLang's next batch: of at most `most` prompt tokens, None: all of a prompt at once."""
-        if most is None:
-            return None
-        first = next((req for req in waiting if not self.holds_back(req)), None)
-        return self.spatial.limit_chunk(most, [req.rid for req in (chunked_req, first) if req is not None])
-
     def admitted(self, reqs: list[Any]) -> None:
         for req in reqs:
             self.spatial.request_admitted(self.controller.now, req.rid, req.extend_range.length)

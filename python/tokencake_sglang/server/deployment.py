@@ -15,7 +15,7 @@ CPU_SETTINGS = {"device": "cpu", "attention_backend": "torch_native", "sampling_
 CPU_HICACHE = {"hicache_io_backend": "direct", "hicache_mem_layout": "layer_first"}
 CUDA_HICACHE = {"hicache_io_backend": "kernel", "hicache_mem_layout": "page_first"}
 CUDA_CHUNKS = {"enable_mixed_chunk": True, "chunked_prefill_size": 128}
-PLAIN_CHUNK = 384  # of plain prompts beside programs, where TokenCake orders the queue
+BALANCED_MOST = 1024  # tokens of a batch in which nothing decodes, where the others are balanced
 LAYOUT_OF_DIRECT = "page_first_direct"
 
 
@@ -40,14 +40,15 @@ def choose(device: str, given: Mapping[str, Any], enabled: bool) -> dict[str, An
     return {name: value for name, value in chosen.items() if name not in given}
 
 
-def share_chunks(chosen: Mapping[str, Any], config: TokenCakeConfig) -> tuple[dict[str, Any], TokenCakeConfig]:
-    """`chosen` and the settings, so that plain prompts beside programs have larger chunks than the programs. Nothing
-    changes where SGLang orders the queue, or where the chunks were not chosen here."""
-    size = chosen.get("chunked_prefill_size")
-    if size is None or config.order != "program":
-        return dict(chosen), config
-    config = config if config.chunk_tokens else replace(config, chunk_tokens=size)
-    return {**chosen, "chunked_prefill_size": max(PLAIN_CHUNK, config.chunk_tokens)}, config
+def settle_chunks(chosen: Mapping[str, Any], config: TokenCakeConfig) -> tuple[dict[str, Any], TokenCakeConfig]:
+    """`chosen` and the settings, with balanced chunks where the chunks were chosen here and the user did not ask for
+    others."""
+    is_ours = "chunked_prefill_size" in chosen
+    if config.chunks == "auto":
+        config = replace(config, chunks="balanced" if is_ours else "fixed")
+    if is_ours and config.chunks == "balanced":
+        return {**chosen, "chunked_prefill_size": BALANCED_MOST}, config
+    return dict(chosen), config
 
 
 def device_of(given: Mapping[str, Any], accelerator: bool) -> str:

@@ -223,15 +223,6 @@ class SpatialScheduler:
             return False
         return entry.program.name in self.held_back or entry.program.order > self._newest
 
-    def limit_chunk(self, most: int, rids: Sequence[str]) -> int:
-        """How many prompt tokens a batch may hold in which the prompts of `rids` are next: `most` if one is plain while
-        programs have requests, since their decoding would make it long; else a small chunk."""
-        entries = [self._entries.get(rid) for rid in rids]
-        is_plain = any(entry is not None and not entry.waiting.program for entry in entries)
-        if (is_plain and self._of_programs) or not self.config.chunk_tokens:
-            return most
-        return min(most, self.config.chunk_tokens)
-
     def most_expected(self, rid: str) -> float:
         """Tokens that the request will hardly exceed: as its client says, else by its kind; infinity: nothing is known,
         or admission goes by what was asked for."""
