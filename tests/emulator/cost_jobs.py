@@ -30,6 +30,7 @@ def learnt_costs(spec: dict[str, Any]) -> dict[str, Any]:
         "samples": extension.measure.learner.samples, "figures": extension.measure.learner.costs().to_tuple(),
         "told": told.to_tuple(), "passes": [(*p, told.prefill_s(*p[:2])) for p in passes],
         "copies": [(*c, told.upload_s(c[0]), told.offload_s(c[0])) for c in copies],
+        "step_overhead_s": profile.step_overhead_s,
         "decodes": [(n, c, profile.decode_s(n, c), told.decode_s(n, c)) for n, c in ((1, 3000), (4, 20_000))],
         "arithmetic": [(n, profile.prefill_s([(n, 0)]), told.compute_s(n, n * n / 2)) for n in (1000, 4000)]}
 

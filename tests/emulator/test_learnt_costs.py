@@ -29,8 +29,9 @@ def test_copies_and_passes_cost_what_the_profile_says_in_both_loops(learnt, over
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["normal", "overlap"])
 def test_decode_steps_and_arithmetic_cost_what_the_profile_says_in_both_loops(learnt, overlap):
+    host_s = 0.0 if overlap else learnt[overlap]["step_overhead_s"]  # nothing hides it in the ordinary loop
     for requests, context, seconds, told_s in learnt[overlap]["decodes"]:
-        assert told_s == pytest.approx(seconds, rel=0.1), (requests, context)
+        assert told_s == pytest.approx(seconds + host_s, rel=0.1), (requests, context)
     for tokens, seconds, told_s in learnt[overlap]["arithmetic"]:
         assert told_s == pytest.approx(seconds, rel=0.2), tokens
 
