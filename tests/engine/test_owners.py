@@ -143,3 +143,57 @@ def test_a_prompt_shorter_than_a_page_or_of_one_token_harms_nothing(make):
     for tokens in ([1], [2, 3]):
         h.serve(tokens, "a", steps=1)
         h.audit()
+
+
+# -- the latest path --------------------------------------------------------------------------------------------
+
+
+def on_latest_path(h, tokens, key="a"):
+    return [owners_of(n)[key] for n in h.path(h.peek(tokens))]
+
+
+def test_what_an_agent_has_left_behind_stays_its_own_but_is_not_on_its_latest_path(make):
+    h = make()
+    h.serve(LEFT, "a")
+    assert on_latest_path(h, LEFT) == [True]
+    h.serve(RIGHT, "a")
+    h.audit()
+    assert on_latest_path(h, LEFT) == [True, False]
+    assert on_latest_path(h, RIGHT) == [True, True]
+    assert owners_along(h, LEFT) == [{"a"}, {"a"}]
+
+
+def test_an_agent_that_comes_back_to_what_it_had_left_leaves_the_other_branch(make):
+    h = make()
+    for tokens in (LEFT, RIGHT, LEFT):
+        h.serve(tokens, "a")
+        h.audit()
+    assert all(on_latest_path(h, LEFT))
+    assert on_latest_path(h, RIGHT) == [True, False]
+
+
+def test_a_prompt_that_is_only_the_start_of_the_last_one_leaves_its_end_behind(make):
+    h = make()
+    h.serve(LEFT, "a")
+    h.serve(SHARED, "a")
+    h.audit()
+    along = on_latest_path(h, LEFT)
+    assert along[0] and not along[-1]
+
+
+def test_what_one_agent_has_left_another_may_still_be_on(make):
+    h = make()
+    h.serve(LEFT, "a")
+    h.serve(LEFT, "b")
+    h.serve(RIGHT, "a")
+    h.audit()
+    assert not on_latest_path(h, LEFT, "a")[-1] and all(on_latest_path(h, LEFT, "b"))
+
+
+def test_a_split_of_what_was_left_behind_leaves_two_such_pieces(make):
+    h = make()
+    h.serve(LEFT, "a")
+    h.serve([5] * 32, "a")
+    h.on_device(LEFT[:16] + [1])
+    h.audit()
+    assert on_latest_path(h, LEFT) == [False, False]

@@ -62,6 +62,26 @@ def test_with_the_order_of_sglang_nothing_is_touched(make):
     assert not server.extension.holds_back(server.h.waiting_queue[0])
 
 
+def test_with_the_order_of_sglang_kv_of_waiting_agents_is_expected_by_their_places_in_its_queue(make):
+    server = Server(make(device_tokens=192, host_tokens=256), order="sglang", offload_policy="cost")
+    server.wait()
+    reqs = {agent: queue(server, agent, f"{agent}1") for agent in "abc"}
+    queue_now = server.h.waiting_queue
+    server.extension.order_waiting_queue(queue_now)
+    server.wait()
+    expected = server.h.cache.owners.next_use
+    assert expected["a"] < expected["b"] < expected["c"]
+    queue_now[:] = [reqs["c"], reqs["a"], reqs["b"]]
+    server.extension.order_waiting_queue(queue_now)
+    server.wait(server.controller.agents.get("c").wake_at - server.now)
+    assert expected["c"] < expected["a"] < expected["b"]
+    queue_now.remove(reqs["c"])
+    server.extension.on_requests_admitted([reqs["c"]])
+    server.extension.order_waiting_queue(queue_now)
+    assert server.controller.queue_wait_s("c") == 0.0 < server.controller.queue_wait_s("a")
+    assert server.controller.queue_wait_s("nobody") == 0.0
+
+
 @pytest.mark.parametrize("runs", [True, False])
 def test_a_young_program_waits_while_an_older_one_needs_both_tiers_and_something_runs(make, runs):
     server = Server(make(device_tokens=128, host_tokens=32, write_through=True))

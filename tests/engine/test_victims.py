@@ -202,6 +202,47 @@ def test_kv_that_nobody_expects_is_taken_to_rest_as_long_as_it_has_rested(foreca
         assert set("ab") - set(there(m.h)) == {gone}
 
 
+def test_what_an_agent_has_left_behind_is_not_kept_for_its_return(forecast):
+    m = forecast()
+    m.h.serve(A, "a")
+    m.h.serve(B, "a")
+    m.h.serve(C, "c")
+    m.time = 200.0
+    m.mover.expect("a", 201.0)
+    m.mover.expect("c", 300.0)
+    m.h.evict(1)
+    m.h.audit()
+    assert there(m.h) == "bc"
+
+
+def test_on_the_host_too_what_was_left_behind_goes_before_what_is_expected(forecast):
+    m = forecast(host_tokens=96)
+    for key, tokens in (("a", A), ("a", B), ("c", C)):
+        m.h.serve(tokens, key)
+        m.h.back_up_all()
+    m.h.evict(96)
+    m.time = 200.0
+    m.mover.expect("a", 201.0)
+    m.mover.expect("c", 300.0)
+    m.h.cache.evict_host(1)
+    m.h.audit()
+    assert [m.h.on_host(tokens) for tokens in (A, B, C)] == [0, 32, 32]
+
+
+def test_kv_that_becomes_what_was_left_behind_has_a_lower_place_at_once(forecast):
+    m = forecast()
+    m.h.serve(A, "a")
+    m.mover.expect("a", 5.0)
+    m.h.serve(C, "c")
+    m.mover.expect("c", 100.0)
+    m.time = 1000.0
+    m.mover.expect("a", 1000.0)
+    m.mover.expect("c", 1500.0)
+    m.h.serve(B, "a")  # A's leaf had the highest place of all
+    m.h.evict(1)
+    assert there(m.h) == "bc"
+
+
 def test_a_node_of_several_agents_waits_for_the_first_of_them(forecast):
     m = forecast()
     m.h.serve(A, "a")

@@ -440,3 +440,8 @@ class CacheHarness:
                 assert by_id.get(node_id) is node, f"node {node_id} is not in the tree any more"
         for key, leaf in index.leaf.items():
             assert by_id.get(leaf.id) is leaf and key in owners_of(leaf), f"the path of {key!r} ends outside the tree"
+        latest = {key: {n.id for n in self.path(leaf)} for key, leaf in index.leaf.items()}
+        for n in nodes:
+            for key, is_latest in owners_of(n).items():
+                assert key == ANONYMOUS or is_latest == (n.id in latest.get(key, ())), (
+                    f"node {n.id} is tagged as {'on' if is_latest else 'off'} the latest path of {key!r}")

@@ -50,6 +50,12 @@ def test_kv_of_an_agent_with_a_request_is_used_now(move, action):
     assert (decision.action, decision.next_use, decision.wake_at) == (action, NOW, None)
 
 
+@pytest.mark.parametrize(("wait_s", "again_s"), [(40.0, 20.0), (0.4, REPLAN_MIN_S)])
+def test_an_agent_that_waits_in_the_queue_is_looked_at_again_because_others_may_go_before_it(wait_s, again_s):
+    decision = decide(replace(WAITS, active=True, queue_wait_s=wait_s))
+    assert (decision.next_use, decision.wake_at) == (NOW + wait_s, NOW + again_s)
+
+
 @pytest.mark.parametrize(("now", "next_use", "wake_at"), [
     (100.0, 100.0, 100.25),  # its answer has just ended: no rest yet
     (110.0, 120.0, 115.0),  # as long as it has rested

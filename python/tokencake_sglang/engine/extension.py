@@ -16,6 +16,7 @@ from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.controller import Controller
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.hints import RequestHints
+from tokencake_sglang.core.spatial.places import QueuePlaces
 from tokencake_sglang.core.types import CALLS_JOINED_BY, ENDS_CALLS, AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
 from tokencake_sglang.engine.chunks import BalancedChunks
@@ -63,6 +64,9 @@ class TokenCakeExtension(SchedulerExtension):
         self.cache.on_step = self._on_step
         self.cache.on_request_ended = self.controller.request_ended
         self.queue = ProgramQueue(scheduler, self.cache, self.controller) if config.order == "program" else None
+        self.places = QueuePlaces()  # of a queue that SGLang orders
+        if self.queue is None:
+            self.controller.queue_wait_s = self._queue_wait_s
         self.mover.holds_back = self.holds_back
         self.cache.on_request_finished = self._on_request_finished
         self.chunks: BalancedChunks | None = None
@@ -104,6 +108,8 @@ class TokenCakeExtension(SchedulerExtension):
         hints = RequestHints.from_metadata(req.agent_metadata)
         if self.queue is not None:
             self.queue.request_added(req, identity, hints)
+        else:
+            self.places.joined(req.rid)
         if identity is not None:
             ends = req.agent_metadata.get(ENDS_CALLS)
             ends_calls = None if ends is None else ends.split(CALLS_JOINED_BY)
@@ -112,6 +118,8 @@ class TokenCakeExtension(SchedulerExtension):
     def order_waiting_queue(self, waiting_queue: list[Any]) -> None:
         if self.queue is not None:
             self.queue.order(waiting_queue)
+        else:
+            self.places.ordered(req.rid for req in waiting_queue)
 
     def holds_back(self, req: Any) -> bool:
         return self.queue is not None and self.queue.holds_back(req)
@@ -132,7 +140,12 @@ class TokenCakeExtension(SchedulerExtension):
         if self.queue is not None:
             self.queue.admitted(reqs)
         for req in reqs:
+            self.places.admitted(self.controller.now, req.rid)
             self.controller.runs.request_admitted(self.controller.now, req.rid)
+
+    def _queue_wait_s(self, key: str) -> float:
+        agent = self.controller.agents.get(key)
+        return 0.0 if agent is None else self.places.wait_s(agent.rids)
 
     def _on_request_finished(self, req: Any) -> None:
         if self.queue is not None:

@@ -3,7 +3,9 @@
 A node's owners are those whose requests went through it, so a parent has every owner of its children. A node
 used by a request without identity is owned by `ANONYMOUS` as well and counts as shared for good. The tags
 live on SGLang's TreeNode (an attribute `agent_owners`, and `owned_tokens`, its length, which SGLang counts at every
-question); this class holds the way back, from agent to nodes.
+question); this class holds the way back, from agent to nodes. A tag says as well whether the node lies on the path
+that its owner's last request took: what an agent has left behind (it has cut its prompt, or begun anew) is still its
+own, but nobody expects it to be read again.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from tokencake_sglang.core.types import Footprint
 
 ANONYMOUS = ""
 RANK_DEAD, RANK_ORDINARY, RANK_PROTECTED = 0, 1, 2  # eviction classes, given up in this order
-NO_OWNERS: dict[str, None] = {}
+NO_OWNERS: dict[str, bool] = {}
 NO_NODES: dict[int, Any] = {}
 
 Node = Any  # sglang.srt.mem_cache.radix_cache.TreeNode
 
 
-def owners_of(node: Node) -> dict[str, None]:
+def owners_of(node: Node) -> dict[str, bool]:
+    """The node's owners; true of each whose latest path goes through it."""
     return getattr(node, "agent_owners", NO_OWNERS)
 
 
@@ -52,18 +55,26 @@ class OwnerIndex:
         self.ledger.clear()
 
     def tag_path(self, node: Node, key: str) -> None:
-        """Make `key` an owner of `node` and of all its ancestors."""
+        """Make `key` an owner of `node` and of all its ancestors, which are its latest path from now on."""
+        left = self.leaf.get(key)
         if key != ANONYMOUS:
             self.leaf[key] = node
-        while node.parent is not None and key not in owners_of(node):
-            self._add(node, key)
+        while node.parent is not None and not owners_of(node).get(key):
+            if key in owners_of(node):
+                node.agent_owners[key] = True  # it has come back to what it had left
+            else:
+                self._add(node, key)
             node = node.parent
+        while left is not None and left is not node and left.parent is not None:
+            left.agent_owners[key] = False
+            self.on_lowered(left)
+            left = left.parent
 
     def on_split(self, new_node: Node, child: Node) -> None:
         new_node.owned_tokens, child.owned_tokens = len(new_node.key), len(child.key)
         self.ledger.split(new_node.id, new_node.owned_tokens, child.id, child.owned_tokens)
-        for key in owners_of(child):
-            self._own(new_node, key)
+        for key, is_latest in owners_of(child).items():
+            self._own(new_node, key, is_latest)
         if child.id in self.dead:
             self.dead[new_node.id] = new_node
             self.recount(new_node)
@@ -198,10 +209,10 @@ class OwnerIndex:
         self.ledger.add(node.id, node.owned_tokens, self.program_of(key))
         self._own(node, key)
 
-    def _own(self, node: Node, key: str) -> None:
+    def _own(self, node: Node, key: str, is_latest: bool = True) -> None:
         if not hasattr(node, "agent_owners"):
             node.agent_owners = {}
-        node.agent_owners[key] = None
+        node.agent_owners[key] = is_latest
         self._revive(node)
         if key != ANONYMOUS:
             self.nodes.setdefault(key, {})[node.id] = node

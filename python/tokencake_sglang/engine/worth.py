@@ -64,13 +64,14 @@ class Worth:
         return self.costs().recompute_token_s(len(node.key), _start(node)) / self._wait_s(node)
 
     def expected(self, node: Node) -> float | None:
-        """When the first of the owners that the policy expects is expected; None if it expects none."""
+        """When the first of the owners that the policy expects is expected; None if it expects none. An owner whose
+        latest path goes elsewhere does not count."""
         times, owners = self.owners.next_use, owners_of(node)
         if not times or not owners:
             return None
         if len(owners) > MANY_OWNERS:
             return self.now()
-        found = [times[key] for key in owners if key in times]
+        found = [times[key] for key, is_latest in owners.items() if is_latest and key in times]
         return min(found) if found else None
 
     def _place(self, node: Node, worth: Callable[[Node], float]) -> Place:

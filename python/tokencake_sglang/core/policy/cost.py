@@ -30,8 +30,7 @@ class CostPolicy:
 
     def decide(self, now: float, agent: AgentView, pool: PoolView) -> Decision:
         if agent.active:
-            cancel = CancelOffload() if agent.move == "offload" else None
-            return Decision(cancel, "it is being served", next_use=now + agent.queue_wait_s)
+            return self._active(now, agent)
         if agent.stall is not None:
             return self._stalled(now, agent, agent.stall, pool)
         if agent.returned_at is not None and now < agent.returned_at + RETURN_GAP_S:
@@ -42,6 +41,13 @@ class CostPolicy:
         if agent.used_until is not None and now < agent.used_until:
             return self._within_ttl(now, agent, pool)
         return Decision(self._backup(agent, pool), "nobody knows when it comes again")
+
+    def _active(self, now: float, agent: AgentView) -> Decision:
+        """Its KV is used when its turn comes, which may move away while it waits: others go before it."""
+        cancel = CancelOffload() if agent.move == "offload" else None
+        wait = agent.queue_wait_s
+        wake = now + max(REPLAN_MIN_S, REPLAN_SHARE * wait) if wait > 0 else None
+        return Decision(cancel, "it is being served", next_use=now + wait, wake_at=wake)
 
     def _within_ttl(self, now: float, agent: AgentView, pool: PoolView) -> Decision:
         """Its client has said until when it expects to come again. As KV without a word, it is taken to rest as long
