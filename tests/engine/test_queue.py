@@ -62,6 +62,40 @@ def test_with_the_order_of_sglang_nothing_is_touched(make):
     assert not server.extension.holds_back(server.h.waiting_queue[0])
 
 
+def test_an_agent_whose_kv_was_given_up_goes_behind_one_whose_kv_is_here(make, monkeypatch):
+    monkeypatch.setattr("tokencake_sglang.core.spatial.affinity.CLASS_TOKENS", 16)
+    server = Server(make(device_tokens=192, host_tokens=16))
+    server.wait()
+    owners, long = server.h.cache.owners, range(3000, 3064)
+    server.serve(long, "a")
+    server.h.evict(192)
+    assert owners.lost["a"] >= 64 > owners.path_tokens("a")
+    server.serve(PROMPT, "b")
+    first = queue(server, "a", "a1", long)
+    queue(server, "b", "b1")
+    assert in_order(server) == ["b1", "a1"]
+    server.h.waiting_queue.remove(first)
+    server.extension.queue.request_ended(first)
+    server.serve(long, "a")
+    assert "a" not in owners.lost, "it is computed again"
+    queue(server, "a", "a2", long)
+    assert in_order(server) == ["a2", "b1"]
+
+
+@pytest.mark.parametrize(("mixed", "chunk", "own", "waits"), [
+    (True, 128, 0, False), (True, 8192, 128, False), (True, 8192, 0, True), (False, 128, 128, True)])
+def test_nobody_waits_at_the_door_where_prompts_are_computed_beside_decoding_in_small_chunks(
+        make, mixed, chunk, own, waits):
+    server = Server(make(device_tokens=128, host_tokens=32, write_through=True), chunk_tokens=own)
+    server.h.is_mixed_chunk, server.h.chunked_prefill_size = mixed, chunk
+    server.wait()
+    server.serve(PROMPT, "old", steps=26)
+    assert server.h.admit(server.h.request(range(2000, 2008)))
+    young = queue(server, "young", "y1")
+    in_order(server)
+    assert server.extension.holds_back(young) == waits
+
+
 @pytest.mark.parametrize("runs", [True, False])
 def test_a_young_program_waits_while_an_older_one_needs_both_tiers_and_something_runs(make, runs):
     server = Server(make(device_tokens=128, host_tokens=32, write_through=True))

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.spatial import SpatialScheduler, Waiting, waiting_order
+from tokencake_sglang.core.spatial.affinity import PATIENCE_S, affinity
 from tokencake_sglang.core.spatial.scheduler import INTERLEAVED, RANKS_LAST_S
 from tokencake_sglang.core.spatial.urgency import urgency
 from tokencake_sglang.core.spatial.views import Place
@@ -51,10 +52,14 @@ class FullSort(SpatialScheduler):
         waiting, program = entry.waiting, entry.program
         if waiting.rid not in self.ranks:
             place = self.place(waiting.rid)
-            self.ranks[waiting.rid] = urgency(self.config.priority, now, waiting, entry.joined_at, place)
+            lost = self.lost(waiting.agent) if waiting.agent and place is None else 0
+            self.ranks[waiting.rid] = (
+                affinity(lost, now - entry.joined_at),
+                urgency(self.config.priority, now, waiting, entry.joined_at, place))
         if program.arrived_at < now - self.config.seniority_s:
             return 0, entry.number
-        return 1, program.order, -waiting.priority, self.ranks[waiting.rid], entry.number
+        far, urgent = self.ranks[waiting.rid]
+        return 1, far, program.order, -waiting.priority, urgent, entry.number
 
     def take_turns(self, lines):
         times, order = self.shares.times(), []
@@ -75,12 +80,14 @@ class Queue(RuleBasedStateMachine):
         super().__init__()
         self.now, self.number = 0.0, 0
         self.paths: dict[str, float] = {}
+        self.lost: dict[str, int] = {}
         self.pairs = []
         for priority in PRIORITIES:
             config = TokenCakeConfig(seniority_s=SENIORITY_S, priority=priority)
             pair = SpatialScheduler(config), FullSort(config)
             for one in pair:
                 one.place = self.place
+                one.lost = lambda agent: self.lost.get(agent, 0)
             self.pairs.append((pair, []))  # and the queue
         self.running: list[str] = []
 
@@ -152,7 +159,11 @@ class Queue(RuleBasedStateMachine):
         if self.paths:
             self.paths[sorted(self.paths)[which % len(self.paths)]] = path
 
-    @rule(seconds=st.sampled_from([0.3, 1.0, 7.0, 7.0, SENIORITY_S]))
+    @rule(agent=st.sampled_from(["a", "b", "c"]), tokens=st.sampled_from([0, 900, 1500, 50_000]))
+    def kv_of_an_agent_is_given_up_or_computed_again(self, agent, tokens):
+        self.lost[agent] = tokens
+
+    @rule(seconds=st.sampled_from([0.3, 1.0, 7.0, 7.0, SENIORITY_S, PATIENCE_S]))
     def time_passes(self, seconds):
         self.now += seconds
 

@@ -32,6 +32,7 @@ class OwnerIndex:
     def __init__(self) -> None:
         self.nodes: dict[str, dict[int, Node]] = {}  # agent -> its nodes by id
         self.leaf: dict[str, Node] = {}  # agent -> end of the path inserted last
+        self.lost: dict[str, int] = {}  # agent -> tokens of that path that are on no tier any more
         self.protected: dict[str, None] = {}  # agents whose KV is evicted after all other
         self.dead: dict[int, Node] = {}  # nodes that had owners, all of which have ended
         self.dead_tokens = 0  # of those, what is on the device and not locked
@@ -44,6 +45,7 @@ class OwnerIndex:
     def clear(self) -> None:
         self.nodes.clear()
         self.leaf.clear()
+        self.lost.clear()
         self.protected.clear()
         self.dead.clear()
         self._counted.clear()
@@ -55,6 +57,7 @@ class OwnerIndex:
         """Make `key` an owner of `node` and of all its ancestors."""
         if key != ANONYMOUS:
             self.leaf[key] = node
+            self.lost.pop(key, None)
         while node.parent is not None and key not in owners_of(node):
             self._add(node, key)
             node = node.parent
@@ -77,6 +80,7 @@ class OwnerIndex:
             if mine is not None:
                 mine.pop(node.id, None)
             if self.leaf.get(key) is node:
+                self.lost[key] = self.lost.get(key, 0) + node.owned_tokens
                 if node.parent is not None and node.parent.parent is not None:
                     self.leaf[key] = node.parent
                 else:
@@ -87,6 +91,7 @@ class OwnerIndex:
         self.protected.pop(key, None)
         self.next_use.pop(key, None)
         self.leaf.pop(key, None)
+        self.lost.pop(key, None)
         for node in self.nodes.pop(key, {}).values():
             del node.agent_owners[key]
             self.ledger.remove(node.id, self.program_of(key))
