@@ -83,7 +83,8 @@ class CacheHarness:
     """A cache, a transfer clock and the part of the scheduler that acts on the cache.
 
     The attributes `waiting_queue`, `running_batch`, `last_batch`, `chunked_req`, `chunked_prefill_size`,
-    `is_mixed_chunk`, `max_total_num_tokens` and `new_token_ratio_tracker` are those that the extension reads of a scheduler.
+    `is_mixed_chunk`, `max_total_num_tokens` and `new_token_ratio_tracker` are those that the extension reads of a
+    scheduler.
     """
 
     def __init__(self, clock: TransferClock, *, page_size: int = 1, device_tokens: int = 128,

@@ -188,20 +188,30 @@ class TestAffinity:
         assert server.order() == ["a.1", "b.1"]
 
     def test_nothing_that_comes_goes_before_a_request_that_has_waited_for_the_seniority_whatever_it_has_lost(self):
-        """Others come all the time, some with KV here and some without."""
+        """New programs come all the time, two for each request that is served; some have lost a little."""
         server = Server(seniority_s=100.0)
-        server.lose(poor=10**6, c=1500)
+        server.lose(poor=10**6, **{f"c{number}": 1500 for number in range(300)})
         server.add("poor.1")
         for number in range(1, 300):
             server.now = float(number)
-            server.add(f"b.{number}", f"c.{number}")
+            server.add(f"b{number}.1", f"c{number}.1")
             first = server.order()[0]
             if first == "poor.1":
                 break
             server.admit(first)
             server.end(first)
-            server.admit(server.order()[0] if server.queue[0] != "poor.1" else server.queue[1])
         assert 99.0 <= server.now <= 102.0
+
+    def test_the_seniority_counts_at_once_also_for_one_that_has_lost_its_kv(self):
+        server = Server(seniority_s=100.0)
+        server.lose(poor=10**6)
+        server.add("poor.1")
+        server.now = 99.9
+        server.add("b.1")
+        assert server.order() == ["b.1", "poor.1"]
+        server.now = 100.3
+        server.add("c.1")
+        assert server.order() == ["poor.1", "b.1", "c.1"]
 
 
 class TestForecastForAdmission:
