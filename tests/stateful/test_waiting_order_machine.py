@@ -52,7 +52,8 @@ class FullSort(SpatialScheduler):
         waiting, program = entry.waiting, entry.program
         if waiting.rid not in self.ranks:
             place = self.place(waiting.rid)
-            lost = self.lost(waiting.agent) if waiting.agent and place is None else 0
+            is_session = waiting.agent and place is None and not program.has_many
+            lost = self.lost(waiting.agent) if is_session else 0
             self.ranks[waiting.rid] = (
                 affinity(lost, now - entry.joined_at),
                 urgency(self.config.priority, now, waiting, entry.joined_at, place))
@@ -104,14 +105,15 @@ class Queue(RuleBasedStateMachine):
 
     @rule(program=st.sampled_from(["", "a", "b", "c"]), tenant=st.sampled_from(["", "", "x", "y"]),
           prompt=st.integers(1, 2000), path=st.sampled_from([None, None, 1.0, 5.0, 95.0]),
-          priority=st.integers(0, 2), count=st.sampled_from([1, 3, 40]))
-    def requests_come(self, program, tenant, prompt, path, priority, count):
+          priority=st.integers(0, 2), count=st.sampled_from([1, 3, 40]), helper=st.sampled_from(["", "", "2"]))
+    def requests_come(self, program, tenant, prompt, path, priority, count, helper):
         for _ in range(count):
             self.number += 1
             rid = f"r{self.number}"
             if path is not None and program:
                 self.paths[rid] = path
-            waiting = Waiting(rid, program, program, program, "", tenant, prompt, 10, None, priority)
+            agent = program and program + helper
+            waiting = Waiting(rid, program, agent, program, "", tenant, prompt, 10, None, priority)
             self.tell("request_added", waiting, lambda agent: None)
             for _, queue in self.pairs:
                 queue.append(rid)

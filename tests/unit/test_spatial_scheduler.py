@@ -180,6 +180,30 @@ class TestAffinity:
         server.now = PATIENCE_S
         assert server.order() == ["a.1", "b.1"]
 
+    def test_a_program_of_several_agents_goes_by_its_age_also_after_the_others_have_ended(self):
+        server = Server()
+        server.lose(a=5000)
+        server.add("a.1", "b.1")
+        assert server.order() == ["b.1", "a.1"]
+        helper = Waiting("a.2", "a", agent="another agent of a", prompt_tokens=100, max_new_tokens=10)
+        server.spatial.request_added(server.now, helper, lambda agent: None)
+        server.spatial.request_ended(server.now, "a.2", 10)
+        server.spatial.agent_ended(server.now, "a", helper.agent)
+        server.now = 1.0
+        assert server.order() == ["a.1", "b.1"]
+
+    def test_a_session_is_one_again_in_the_next_question_and_a_program_of_many_is_not(self):
+        server = Server()
+        server.lose(a=5000, b=5000)
+        server.add("a.1", "b.1")
+        server.spatial.request_added(0.0, Waiting("b.2", "b", agent="another"), lambda agent: None)
+        for rid in ("a.1", "b.1", "b.2"):
+            server.spatial.request_ended(1.0, rid, 10)
+        server.queue.clear()
+        server.now = 60.0
+        server.add("a.2", "b.3", "c.1")
+        assert server.order() == ["b.3", "c.1", "a.2"]
+
     def test_a_request_in_the_run_of_a_graph_goes_by_the_age_of_its_program(self):
         server = Server()
         server.spatial.place = lambda rid: Place(1.0, True) if rid == "a.1" else None

@@ -1,8 +1,9 @@
-"""Cache affinity: a request whose KV was given up goes behind those of its pool whose KV is here, for a while.
+"""Cache affinity: a session whose KV was given up goes behind those of its pool whose KV is here, for a while.
 
 To run it now would take room from others, whose KV would be given up for it, and the prefill of what they can use at
 once. So agents in turns with a person or with tools use what is there before it goes, whichever of them came first.
-Classes are coarse, so that in each the order by program holds.
+Classes are coarse, so that in each the order by program holds. Not for programs of many agents: such a program ends
+with its last agent, and to let others go before that one makes it later without making them much sooner.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 Order: pools by fair share (`shares`), in a pool the request of the oldest program, in a program the one of the highest
 priority that its client gives, of those the one with the longest path to the end of its run (`core/runs`), of equal
-ones and without a graph the one that has waited longest. Agents without a graph whose KV was given up are behind the
-others of their pool for a while (`affinity`). A program's seniority ends after `seniority_s`: beyond it requests go by
-their own age, so a request has only older requests before it once it has waited that long, whatever arrives. That is
-the bound on waiting.
+ones and without a graph the one that has waited longest. A session whose KV was given up, which is a program of one
+agent, is behind the others of its pool for a while (`affinity`). A program's seniority ends after `seniority_s`: beyond
+it requests go by their own age, so a request has only older requests before it once it has waited that long, whatever
+arrives. That is the bound on waiting.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ class SpatialScheduler:
         waiting, priority = entry.waiting, self.config.priority
         place = self.place(waiting.rid)
         slow, path = urgency(priority, now, waiting, entry.joined_at, place)
-        has_affinity = bool(waiting.agent) and place is None
+        has_affinity = bool(waiting.agent) and place is None and not entry.program.has_many
         far = affinity(self.lost(waiting.agent), now - entry.joined_at) if has_affinity else 0
         rank = 1, far, entry.program.order, -waiting.priority, slow, path, entry.number, waiting.rid
         return rank, has_affinity or may_change(priority, place)
