@@ -70,9 +70,14 @@ def test_eviction_takes_the_owners_of_what_it_removes_and_keeps_those_of_what_is
     assert h.cache.owners.footprint("b").device_tokens == h.cache.owners.footprint("b").host_tokens == 0
     assert h.cache.owners.footprint("a").restore_tokens == 64
     assert owners_along(h, LEFT) == [{"a"}]
+    assert h.cache.owners.lost == {"b": 32}, "what is on the host is not lost"
     h.cache.evict_host(64)
     h.audit()
     assert h.nodes() == [] and h.cache.owners.leaf == {}
+    assert h.cache.owners.lost == {"a": 64, "b": 32}
+    h.serve(LEFT, "a")
+    h.cache.owners.forget("b")
+    assert h.cache.owners.lost == {}
 
 
 def test_kv_that_is_loaded_back_has_its_owners_and_its_new_user(make):

@@ -82,6 +82,42 @@ def test_with_the_order_of_sglang_kv_of_waiting_agents_is_expected_by_their_plac
     assert server.controller.queue_wait_s("nobody") == 0.0
 
 
+def test_an_agent_whose_kv_was_given_up_goes_behind_one_whose_kv_is_here(make, monkeypatch):
+    monkeypatch.setattr("tokencake_sglang.core.spatial.affinity.CLASS_TOKENS", 16)
+    server = Server(make(device_tokens=192, host_tokens=16))
+    server.wait()
+    owners, long = server.h.cache.owners, range(3000, 3064)
+    server.serve(long, "a")
+    server.h.evict(192)
+    assert owners.lost["a"] >= 64 > owners.path_tokens("a")
+    server.serve(PROMPT, "b")
+    first = queue(server, "a", "a1", long)
+    queue(server, "b", "b1")
+    assert in_order(server) == ["b1", "a1"]
+    server.h.waiting_queue.remove(first)
+    server.extension.queue.request_ended(first)
+    server.serve(long, "a")
+    assert "a" not in owners.lost, "it is computed again"
+    queue(server, "a", "a2", long)
+    assert in_order(server) == ["a2", "b1"]
+
+
+@pytest.mark.parametrize(("mixed", "chunk", "chunks", "waits"), [
+    (True, 128, "fixed", False), (True, 8192, "balanced", False), (True, 8192, "fixed", True),
+    (False, 128, "fixed", True), (False, 128, "balanced", True)])
+def test_nobody_waits_at_the_door_where_prompts_are_computed_beside_decoding_in_small_chunks(
+        make, mixed, chunk, chunks, waits):
+    harness = make(device_tokens=128, host_tokens=32, write_through=True)
+    harness.is_mixed_chunk, harness.chunked_prefill_size = mixed, chunk
+    server = Server(harness, chunks=chunks)
+    server.wait()
+    server.serve(PROMPT, "old", steps=26)
+    assert server.h.admit(server.h.request(range(2000, 2008)))
+    young = queue(server, "young", "y1")
+    in_order(server)
+    assert server.extension.holds_back(young) == waits
+
+
 @pytest.mark.parametrize("runs", [True, False])
 def test_a_young_program_waits_while_an_older_one_needs_both_tiers_and_something_runs(make, runs):
     server = Server(make(device_tokens=128, host_tokens=32, write_through=True))

@@ -41,10 +41,14 @@ class Device(RuleBasedStateMachine):
         self.agents: set[tuple[str, str]] = set()
         self.stalled: set[str] = set()
         self.program_of: dict[str, str] = {}
-        self.have_pools("none", "")
+        self.lost: dict[str, int] = {}  # by agent
+        self.spatial.lost = lambda agent: self.lost.get(agent, 0)
+        self.have_pools("none", "", 0)
 
-    @initialize(pools=st.sampled_from(POOLS[1:] + POOLS), shares=st.sampled_from(SHARES))
-    def have_pools(self, pools, shares):
+    @initialize(pools=st.sampled_from(POOLS[1:] + POOLS), shares=st.sampled_from(SHARES),
+                beside=st.sampled_from([0, 128, 8192]))
+    def have_pools(self, pools, shares, beside):
+        self.beside = beside
         self.pools = memory.Pools(TokenCakeConfig(pools=pools, tenant_shares=shares, tenant_header="x-tenant"))
         self.pools.importance = lambda agent: 10.0 if agent.endswith("x") else 0.0
         self.pools.returning = lambda by: [(key, 50) for key in sorted(self.stalled)]
@@ -104,6 +108,10 @@ class Device(RuleBasedStateMachine):
             if not any(name == program for name, _ in self.agents):
                 self.held.pop(program, None)
 
+    @rule(agent=st.sampled_from(["ax", "by", "cx", "dy"]), tokens=st.sampled_from([0, 2000, 10**6]))
+    def kv_of_an_agent_is_given_up_or_computed_again(self, agent, tokens):
+        self.lost[agent] = tokens
+
     @rule(seconds=st.sampled_from([0.0, 0.1, 5.0, 60.0, 2 * DOOR_WAIT_S]))
     def time_passes(self, seconds):
         self.now += seconds
@@ -121,14 +129,17 @@ class Device(RuleBasedStateMachine):
     def blocks(self, rids) -> int:
         return sum(-(-(self.size[rid] + 1) // BLOCK) for rid in rids)
 
+    def demand(self) -> Demand:
+        total = sum(self.held.values())
+        return Demand(2 * BLOCK * BLOCKS, self.held, total, bool(self.running), self.beside)
+
     def step(self) -> None:
         self.now += 0.05
         found = self.spatial.order(self.now, self.queue)
         if found is not None:
             assert sorted(found) == sorted(self.queue), "the order lost or made up a request"
             self.queue = found
-        total = sum(self.held.values())
-        self.spatial.admit(self.now, Demand(2 * BLOCK * BLOCKS, self.held, total, bool(self.running)), self.state)
+        self.spatial.admit(self.now, self.demand(), self.state)
         if self.pools.is_due(self.now):
             used = {rid: self.size[rid] for rid in self.running}
             self.pools.look(self.now, memory.Device(BLOCK * BLOCKS, used), self.spatial.holds_back)
@@ -147,6 +158,7 @@ class Device(RuleBasedStateMachine):
         for rid in list(self.queue):
             if self.spatial.holds_back(rid):
                 assert self.program_of[rid], "a plain request waits at the door"
+                assert self.beside != 128, "somebody waits at a door that is open"
                 continue
             if self.pools.passes_over(self.now, rid):
                 self.is_denied_with_a_reason(rid)
@@ -202,8 +214,7 @@ class Device(RuleBasedStateMachine):
     @invariant()
     def somebody_who_waits_may_go_on_a_device_with_nothing_to_do(self):
         if self.queue and not self.running:
-            total = sum(self.held.values())
-            self.spatial.admit(self.now, Demand(2 * BLOCK * BLOCKS, self.held, total, False), self.state)
+            self.spatial.admit(self.now, self.demand(), self.state)
             assert not all(self.spatial.holds_back(rid) for rid in self.queue)
 
     def teardown(self) -> None:

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.spatial import SpatialScheduler, Waiting, waiting_order
+from tokencake_sglang.core.spatial.affinity import PATIENCE_S, affinity
 from tokencake_sglang.core.spatial.scheduler import INTERLEAVED, RANKS_LAST_S
 from tokencake_sglang.core.spatial.urgency import urgency
 from tokencake_sglang.core.spatial.views import Place
@@ -51,10 +52,15 @@ class FullSort(SpatialScheduler):
         waiting, program = entry.waiting, entry.program
         if waiting.rid not in self.ranks:
             place = self.place(waiting.rid)
-            self.ranks[waiting.rid] = urgency(self.config.priority, now, waiting, entry.joined_at, place)
+            is_session = waiting.agent and place is None and not program.has_many
+            lost = self.lost(waiting.agent) if is_session else 0
+            self.ranks[waiting.rid] = (
+                affinity(lost, now - entry.joined_at),
+                urgency(self.config.priority, now, waiting, entry.joined_at, place))
         if program.arrived_at < now - self.config.seniority_s:
             return 0, entry.number
-        return 1, program.order, -waiting.priority, self.ranks[waiting.rid], entry.number
+        far, urgent = self.ranks[waiting.rid]
+        return 1, far, program.order, -waiting.priority, urgent, entry.number
 
     def take_turns(self, lines):
         times, order = self.shares.times(), []
@@ -75,12 +81,14 @@ class Queue(RuleBasedStateMachine):
         super().__init__()
         self.now, self.number = 0.0, 0
         self.paths: dict[str, float] = {}
+        self.lost: dict[str, int] = {}
         self.pairs = []
         for priority in PRIORITIES:
             config = TokenCakeConfig(seniority_s=SENIORITY_S, priority=priority)
             pair = SpatialScheduler(config), FullSort(config)
             for one in pair:
                 one.place = self.place
+                one.lost = lambda agent: self.lost.get(agent, 0)
             self.pairs.append((pair, []))  # and the queue
         self.running: list[str] = []
 
@@ -97,14 +105,15 @@ class Queue(RuleBasedStateMachine):
 
     @rule(program=st.sampled_from(["", "a", "b", "c"]), tenant=st.sampled_from(["", "", "x", "y"]),
           prompt=st.integers(1, 2000), path=st.sampled_from([None, None, 1.0, 5.0, 95.0]),
-          priority=st.integers(0, 2), count=st.sampled_from([1, 3, 40]))
-    def requests_come(self, program, tenant, prompt, path, priority, count):
+          priority=st.integers(0, 2), count=st.sampled_from([1, 3, 40]), helper=st.sampled_from(["", "", "2"]))
+    def requests_come(self, program, tenant, prompt, path, priority, count, helper):
         for _ in range(count):
             self.number += 1
             rid = f"r{self.number}"
             if path is not None and program:
                 self.paths[rid] = path
-            waiting = Waiting(rid, program, program, program, "", tenant, prompt, 10, None, priority)
+            agent = program and program + helper
+            waiting = Waiting(rid, program, agent, program, "", tenant, prompt, 10, None, priority)
             self.tell("request_added", waiting, lambda agent: None)
             for _, queue in self.pairs:
                 queue.append(rid)
@@ -152,7 +161,11 @@ class Queue(RuleBasedStateMachine):
         if self.paths:
             self.paths[sorted(self.paths)[which % len(self.paths)]] = path
 
-    @rule(seconds=st.sampled_from([0.3, 1.0, 7.0, 7.0, SENIORITY_S]))
+    @rule(agent=st.sampled_from(["a", "b", "c"]), tokens=st.sampled_from([0, 900, 1500, 50_000]))
+    def kv_of_an_agent_is_given_up_or_computed_again(self, agent, tokens):
+        self.lost[agent] = tokens
+
+    @rule(seconds=st.sampled_from([0.3, 1.0, 7.0, 7.0, SENIORITY_S, PATIENCE_S]))
     def time_passes(self, seconds):
         self.now += seconds
 

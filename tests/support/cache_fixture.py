@@ -82,8 +82,9 @@ def expected_kv(tokens: Sequence[int], start: int = 0) -> torch.Tensor:
 class CacheHarness:
     """A cache, a transfer clock and the part of the scheduler that acts on the cache.
 
-    The attributes `waiting_queue`, `running_batch`, `last_batch`, `chunked_req`, `max_total_num_tokens` and
-    `new_token_ratio_tracker` are those that KvMover reads of a scheduler.
+    The attributes `waiting_queue`, `running_batch`, `last_batch`, `chunked_req`, `chunked_prefill_size`,
+    `is_mixed_chunk`, `max_total_num_tokens` and `new_token_ratio_tracker` are those that the extension reads of a
+    scheduler.
     """
 
     def __init__(self, clock: TransferClock, *, page_size: int = 1, device_tokens: int = 128,
@@ -107,6 +108,7 @@ class CacheHarness:
         self.running_batch = SimpleNamespace(reqs=[])
         self.last_batch = None
         self.chunked_req = None
+        self.chunked_prefill_size, self.is_mixed_chunk = 8192, False
         self.new_token_ratio_tracker = SimpleNamespace(current=0.7)  # SGLang's first value
         self.enable_overlap = False
         self._rids = itertools.count()

@@ -6,7 +6,10 @@ import math
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.spatial import Demand, SpatialScheduler, Waiting
+from tokencake_sglang.core.spatial.affinity import CLASS_TOKENS, PATIENCE_S
+from tokencake_sglang.core.spatial.load_control import HIDDEN_CHUNK
 from tokencake_sglang.core.spatial.output_lengths import LENGTHS_NEEDED
+from tokencake_sglang.core.spatial.views import Place
 
 
 class Server:
@@ -37,8 +40,13 @@ class Server:
     def end(self, rid, output=10):
         self.spatial.request_ended(self.now, rid, output)
 
-    def door(self, capacity, running=True, **held):
-        self.spatial.admit(self.now, Demand(capacity, held, sum(held.values()), running), lambda agent: None)
+    def lose(self, **tokens):
+        """So much KV of each program's agent was given up."""
+        self.spatial.lost = lambda agent: tokens.get(agent.removeprefix("agent of "), 0)
+
+    def door(self, capacity, running=True, beside=0, **held):
+        demand = Demand(capacity, held, sum(held.values()), running, beside)
+        self.spatial.admit(self.now, demand, lambda agent: None)
         return [rid for rid in self.order() if self.spatial.holds_back(rid)]
 
 
@@ -142,6 +150,94 @@ class TestOrder:
         assert (server.spatial.num_requests, len(server.spatial.programs)) == (0, 0)
 
 
+class TestAffinity:
+    def test_a_request_whose_kv_was_given_up_goes_behind_those_whose_kv_is_here(self):
+        server = Server()
+        server.lose(a=5000, c=CLASS_TOKENS - 1)
+        server.add("a.1", "b.1", "c.1", "d.1")
+        assert server.order() == ["b.1", "c.1", "d.1", "a.1"], "little is as good as nothing"
+
+    def test_of_those_the_one_that_has_lost_much_less_goes_first_else_the_older_program(self):
+        server = Server()
+        server.lose(a=9000, b=7000, c=5000, d=1500)
+        server.add("a.1", "b.1", "c.1", "d.1")
+        assert server.order() == ["d.1", "b.1", "c.1", "a.1"]
+
+    def test_kv_that_is_given_up_while_a_request_waits_counts_within_a_second(self):
+        server = Server()
+        server.add("a.1", "b.1")
+        assert server.order() == ["a.1", "b.1"]
+        server.lose(a=5000)
+        server.now = 1.0
+        assert server.order() == ["b.1", "a.1"]
+
+    def test_after_a_while_a_request_goes_as_if_its_kv_were_here(self):
+        server = Server()
+        server.lose(a=10**6)
+        server.add("a.1", "b.1")
+        server.now = PATIENCE_S - 1.0
+        assert server.order() == ["b.1", "a.1"]
+        server.now = PATIENCE_S
+        assert server.order() == ["a.1", "b.1"]
+
+    def test_a_program_of_several_agents_goes_by_its_age_also_after_the_others_have_ended(self):
+        server = Server()
+        server.lose(a=5000)
+        server.add("a.1", "b.1")
+        assert server.order() == ["b.1", "a.1"]
+        helper = Waiting("a.2", "a", agent="another agent of a", prompt_tokens=100, max_new_tokens=10)
+        server.spatial.request_added(server.now, helper, lambda agent: None)
+        server.spatial.request_ended(server.now, "a.2", 10)
+        server.spatial.agent_ended(server.now, "a", helper.agent)
+        server.now = 1.0
+        assert server.order() == ["a.1", "b.1"]
+
+    def test_a_session_is_one_again_in_the_next_question_and_a_program_of_many_is_not(self):
+        server = Server()
+        server.lose(a=5000, b=5000)
+        server.add("a.1", "b.1")
+        server.spatial.request_added(0.0, Waiting("b.2", "b", agent="another"), lambda agent: None)
+        for rid in ("a.1", "b.1", "b.2"):
+            server.spatial.request_ended(1.0, rid, 10)
+        server.queue.clear()
+        server.now = 60.0
+        server.add("a.2", "b.3", "c.1")
+        assert server.order() == ["b.3", "c.1", "a.2"]
+
+    def test_a_request_in_the_run_of_a_graph_goes_by_the_age_of_its_program(self):
+        server = Server()
+        server.spatial.place = lambda rid: Place(1.0, True) if rid == "a.1" else None
+        server.lose(a=5000)
+        server.add("a.1", "b.1")
+        assert server.order() == ["a.1", "b.1"]
+
+    def test_nothing_that_comes_goes_before_a_request_that_has_waited_for_the_seniority_whatever_it_has_lost(self):
+        """New programs come all the time, two for each request that is served; some have lost a little."""
+        server = Server(seniority_s=100.0)
+        server.lose(poor=10**6, **{f"c{number}": 1500 for number in range(300)})
+        server.add("poor.1")
+        for number in range(1, 300):
+            server.now = float(number)
+            server.add(f"b{number}.1", f"c{number}.1")
+            first = server.order()[0]
+            if first == "poor.1":
+                break
+            server.admit(first)
+            server.end(first)
+        assert 99.0 <= server.now <= 102.0
+
+    def test_the_seniority_counts_at_once_also_for_one_that_has_lost_its_kv(self):
+        server = Server(seniority_s=100.0)
+        server.lose(poor=10**6)
+        server.add("poor.1")
+        server.now = 99.9
+        server.add("b.1")
+        assert server.order() == ["b.1", "poor.1"]
+        server.now = 100.3
+        server.add("c.1")
+        assert server.order() == ["poor.1", "b.1", "c.1"]
+
+
 class TestForecastForAdmission:
     def most(self, count=LENGTHS_NEEDED, expected=None, **settings):
         server = Server(**settings)
@@ -235,6 +331,19 @@ class TestDoor:
             server.spatial.programs.at_it = lambda now, state, asked=asked: asked.append(now) or []
             server.door(1000, **held)
             assert bool(asked) == looks
+
+    def test_it_is_open_where_prompts_are_computed_beside_decoding_in_small_chunks(self):
+        server = Server()
+        server.add("a.1", "b.1", "c.1")
+        assert server.door(1000, beside=HIDDEN_CHUNK + 1, a=500, b=500) == ["b.1", "c.1"]
+        assert server.door(1000, beside=HIDDEN_CHUNK, a=500, b=500) == []
+        assert server.door(1000, beside=128, running=False, a=500, b=500) == []
+        balanced = Server(chunks="balanced")
+        balanced.add("a.1", "b.1", "c.1")
+        assert balanced.door(1000, beside=8192, a=500, b=500) == []
+        assert balanced.door(1000, a=500, b=500) == ["b.1", "c.1"]
+        server.now = 0.2
+        assert server.door(1000, a=500, b=500) == ["b.1", "c.1"], "these have steps of their own"
 
     def test_nobody_waits_while_half_of_the_memory_is_free(self):
         server = Server()

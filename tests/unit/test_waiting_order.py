@@ -55,11 +55,11 @@ def test_of_many_that_wait_only_those_that_came_are_ranked():
     assert order[order.index("a.new") + 1] == "a.250" and order[order.index("a.new") - 1] == "a.251"
 
 
-def test_requests_without_a_graph_are_not_looked_at_again():
+def test_requests_without_a_graph_are_looked_at_again_for_their_kv_and_plain_ones_are_not():
     graphs = Graphs(0)
     graphs.server.add("b.1", "chat")
     graphs.step(0.0)
-    assert graphs.step(2.0) == ["b.1", "chat"] and graphs.asked == []
+    assert graphs.step(2.0) == ["b.1", "chat"] and graphs.asked == ["b.1"]
 
 
 def test_a_request_that_went_away_while_paths_were_looked_at_is_left_out():

@@ -35,6 +35,7 @@ class OwnerIndex:
     def __init__(self) -> None:
         self.nodes: dict[str, dict[int, Node]] = {}  # agent -> its nodes by id
         self.leaf: dict[str, Node] = {}  # agent -> end of the path inserted last
+        self.lost: dict[str, int] = {}  # agent -> tokens of that path that are on no tier any more
         self.protected: dict[str, None] = {}  # agents whose KV is evicted after all other
         self.dead: dict[int, Node] = {}  # nodes that had owners, all of which have ended
         self.dead_tokens = 0  # of those, what is on the device and not locked
@@ -47,6 +48,7 @@ class OwnerIndex:
     def clear(self) -> None:
         self.nodes.clear()
         self.leaf.clear()
+        self.lost.clear()
         self.protected.clear()
         self.dead.clear()
         self._counted.clear()
@@ -59,6 +61,7 @@ class OwnerIndex:
         left = self.leaf.get(key)
         if key != ANONYMOUS:
             self.leaf[key] = node
+            self.lost.pop(key, None)
         while node.parent is not None and not owners_of(node).get(key):
             if key in owners_of(node):
                 node.agent_owners[key] = True  # it has come back to what it had left
@@ -88,6 +91,7 @@ class OwnerIndex:
             if mine is not None:
                 mine.pop(node.id, None)
             if self.leaf.get(key) is node:
+                self.lost[key] = self.lost.get(key, 0) + node.owned_tokens
                 if node.parent is not None and node.parent.parent is not None:
                     self.leaf[key] = node.parent
                 else:
@@ -98,6 +102,7 @@ class OwnerIndex:
         self.protected.pop(key, None)
         self.next_use.pop(key, None)
         self.leaf.pop(key, None)
+        self.lost.pop(key, None)
         for node in self.nodes.pop(key, {}).values():
             del node.agent_owners[key]
             self.ledger.remove(node.id, self.program_of(key))

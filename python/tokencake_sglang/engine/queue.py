@@ -30,6 +30,7 @@ class ProgramQueue:
         self.spatial = SpatialScheduler(controller.config)
         self.tells_tenants = bool(controller.config.tenant_header)  # else whoever names one would gain by it
         self.spatial.place = controller.runs.place
+        self.spatial.lost = lambda agent: cache.owners.lost.get(agent, 0)
         self.program_of: dict[str, str] = {ANONYMOUS: SHARED}  # agent -> its program
         self.device = DevicePools(scheduler, cache, controller, self.spatial, self.program_of)
         self.pools = self.device.pools
@@ -134,4 +135,5 @@ class ProgramQueue:
         scheduler, host = self.scheduler, self.cache.token_to_kv_pool_host
         ledger = self.cache.owners.ledger
         return Demand(
-            scheduler.max_total_num_tokens + host.size, ledger.accounts, ledger.total, runs_any(scheduler))
+            scheduler.max_total_num_tokens + host.size, ledger.accounts, ledger.total, runs_any(scheduler),
+            beside=(scheduler.chunked_prefill_size or 0) if scheduler.is_mixed_chunk else 0)

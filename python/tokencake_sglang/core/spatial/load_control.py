@@ -3,6 +3,10 @@
 Programs are let in by age as long as what they hold and are expected to hold fits both tiers. Without it every
 program gets a little further, each pushing out what the others come back for (thrashing). What is held by programs
 that are away for long counts for nothing: they are not at it.
+
+The door is open where prompts are computed beside decoding in small chunks. A decode step reads all weights for a few
+tokens, and computes some more in the same time, so that computing again costs little but room; to keep the memory of
+those that are away free of others costs more.
 """
 
 from __future__ import annotations
@@ -12,12 +16,14 @@ from dataclasses import dataclass
 
 from tokencake_sglang.core.spatial.means import Means
 from tokencake_sglang.core.spatial.programs import Program
+from tokencake_sglang.core.spatial.views import Demand
 
 ROOM_FOR_ALL = 0.9  # of the capacity: what programs that were let in may hold
 ROOM_FOR_NEW = 0.8  # of the capacity: what there may be with one more program
 PEAK_WEIGHT = 0.3  # of the newest peak in the mean of its kind
 KINDS_KEPT = 1024
 DOOR_WAIT_S = 600.0  # the longest wait at the door
+HIDDEN_CHUNK = 256  # prompt tokens that a decode step computes on the side for little more than it takes anyway
 
 
 class Peaks(Means):
@@ -25,6 +31,12 @@ class Peaks(Means):
 
     def __init__(self) -> None:
         super().__init__(PEAK_WEIGHT, KINDS_KEPT)
+
+
+def is_open(demand: Demand, balanced: bool) -> bool:
+    """Whether computing KV again is hidden behind decoding, so that nobody has to wait for the sake of memory.
+    `balanced`: chunks are as small as that by themselves."""
+    return demand.beside > 0 and (balanced or demand.beside <= HIDDEN_CHUNK)
 
 
 @dataclass(frozen=True)

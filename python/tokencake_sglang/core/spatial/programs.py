@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokencake_sglang.core.spatial.views import Waiting
 
@@ -26,8 +26,12 @@ class Program:
     rids: dict[str, None] = field(default_factory=dict)  # its requests, waiting or running
     quiet_since: float = 0.0
     is_plain: bool = False  # a single request without an agent
+    has_many: bool = False  # agents: it had more than one, at a time or one after another
+    first_agent: str = ""
 
     def remember(self, agent: str) -> None:
+        self.has_many = self.has_many or agent != (self.first_agent or agent)
+        self.first_agent = self.first_agent or agent
         self.agents.pop(agent, None)
         self.agents[agent] = None
         if len(self.agents) > AGENTS_KEPT:
@@ -60,9 +64,9 @@ class ProgramTable:
         program = self._programs.get(name) or self._over.pop(name, None)
         if program is None or not self.is_at_it(now, program, state):
             self.arrivals += 1
-            agents = program.agents if program is not None else {}
-            program = Program(
-                name, now, self.arrivals, waiting.application, agents, is_plain=not waiting.program)
+            before = program or Program(name, now, 0, is_plain=not waiting.program)
+            program = replace(
+                before, arrived_at=now, order=self.arrivals, application=waiting.application, rids={}, quiet_since=0.0)
         self._programs[name] = program
         self._programs.move_to_end(name)
         if waiting.agent:

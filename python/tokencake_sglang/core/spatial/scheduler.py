@@ -2,8 +2,9 @@
 
 Order: pools by fair share (`shares`), in a pool the request of the oldest program, in a program the one of the highest
 priority that its client gives, of those the one with the longest path to the end of its run (`core/runs`), of equal
-ones and without a graph the one that has waited longest. A program's seniority ends after `seniority_s`: beyond it
-requests go by their own age, so a request has only older requests before it once it has waited that long, whatever
+ones and without a graph the one that has waited longest. A session whose KV was given up, which is a program of one
+agent, is behind the others of its pool for a while (`affinity`). A program's seniority ends after `seniority_s`: beyond
+it requests go by their own age, so a request has only older requests before it once it has waited that long, whatever
 arrives. That is the bound on waiting.
 """
 
@@ -16,7 +17,8 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from tokencake_sglang.core.config import TokenCakeConfig
-from tokencake_sglang.core.spatial.load_control import Claim, Peaks, at_the_door
+from tokencake_sglang.core.spatial.affinity import affinity
+from tokencake_sglang.core.spatial.load_control import Claim, Peaks, at_the_door, is_open
 from tokencake_sglang.core.spatial.output_lengths import OutputLengths
 from tokencake_sglang.core.spatial.pace import Pace
 from tokencake_sglang.core.spatial.programs import AgentState, Program, ProgramTable
@@ -46,6 +48,7 @@ class SpatialScheduler:
         self.peaks = Peaks()
         self.held_back: frozenset[str] = frozenset()
         self.place: Callable[[str], Place | None] = lambda rid: None  # of a request in the run of its graph
+        self.lost: Callable[[str], int] = lambda agent: 0  # tokens of KV that were given up since it last ran
         self._entries: dict[str, Entry] = {}
         self._order = WaitingOrder(self._rank)
         self._number = 0
@@ -188,7 +191,7 @@ class SpatialScheduler:
     def admit(self, now: float, demand: Demand, state: AgentState) -> None:
         """Decide which programs wait at the door in this step (`held_back`)."""
         self._let_in = ""
-        if demand.total_held < PRESSED * demand.capacity:
+        if is_open(demand, self.config.chunks == "balanced") or demand.total_held < PRESSED * demand.capacity:
             self.held_back = frozenset()
             return
         if now >= self._look_at:
@@ -238,8 +241,10 @@ class SpatialScheduler:
         waiting, priority = entry.waiting, self.config.priority
         place = self.place(waiting.rid)
         slow, path = urgency(priority, now, waiting, entry.joined_at, place)
-        rank = 1, entry.program.order, -waiting.priority, slow, path, entry.number, waiting.rid
-        return rank, may_change(priority, place)
+        has_affinity = bool(waiting.agent) and place is None and not entry.program.has_many
+        far = affinity(self.lost(waiting.agent), now - entry.joined_at) if has_affinity else 0
+        rank = 1, far, entry.program.order, -waiting.priority, slow, path, entry.number, waiting.rid
+        return rank, has_affinity or may_change(priority, place)
 
     def _interleaved(self, pools: dict[Pool, list[str]]) -> list[str]:
         """The pool that has been served least takes the next place. Behind INTERLEAVED places one pool follows the

@@ -33,12 +33,14 @@ class Waiting:
 @dataclass(frozen=True)
 class Demand:
     """Memory in this step: `capacity` is what both tiers can hold together, `held` what they hold, by program, and
-    `total_held` all of it; `running` says whether any request runs."""
+    `total_held` all of it; `running` says whether any request runs. `beside` are the prompt tokens that are computed
+    in one step with decoding at the most (0: prompts have steps of their own)."""
 
     capacity: int
     held: Mapping[str, int]
     total_held: int
     running: bool
+    beside: int = 0
 
 
 class Structure(NamedTuple):

@@ -17,8 +17,9 @@ from tokencake_sglang.core.spatial.views import Waiting
 
 RENEWED_PER_STEP = 16  # ranks that are looked up again in one step
 
-#: Whether by its program's age; that, its priority, its urgency (two), its own age, its id. The smaller goes first.
-Rank = tuple[int, int, int, int, float, int, str]
+#: Whether by its program's age; its affinity; that age, its priority, its urgency (two), its own age, its id. The
+#: smaller goes first.
+Rank = tuple[int, int, int, int, int, float, int, str]
 Pool = tuple[str, str]  # tenant, class
 YOUNGER = (1,)  # the smallest rank by a program's age
 
@@ -53,10 +54,14 @@ class Line:
         assert self._ranks[at] == rank
         del self._ranks[at], self.rids[at]
 
-    def first_younger(self) -> str | None:
-        """The first request that goes by its program's age: of those, its program has come first."""
-        at = bisect_left(self._ranks, YOUNGER)
-        return self.rids[at] if at < len(self.rids) else None
+    def oldest(self) -> list[str]:
+        """Of the requests that go by their programs' age, the first of each affinity: there, its program has come
+        first."""
+        found, at = [], bisect_left(self._ranks, YOUNGER)
+        while at < len(self.rids):
+            found.append(self.rids[at])
+            at = bisect_left(self._ranks, (1, self._ranks[at][1] + 1))
+        return found
 
 
 class WaitingOrder:
@@ -111,8 +116,9 @@ class WaitingOrder:
             if known is not None:
                 moved |= self._move(known, self._look_up(now, known, oldest))
         for line in self._lines.values():
-            while (rid := line.first_younger()) is not None and self._entries[rid].program.arrived_at < oldest:
-                moved |= self._move(self._entries[rid], _by_its_own_age(self._entries[rid]))
+            while due := [e for e in map(self._entries.__getitem__, line.oldest()) if e.program.arrived_at < oldest]:
+                for entry in due:
+                    moved |= self._move(entry, _by_its_own_age(entry))
         return moved
 
     def of(self, rids: Sequence[str]) -> tuple[dict[Pool, list[str]], list[str]]:
@@ -152,4 +158,4 @@ class WaitingOrder:
 
 
 def _by_its_own_age(entry: Entry) -> Rank:
-    return 0, 0, 0, 0, 0.0, entry.number, entry.waiting.rid
+    return 0, 0, 0, 0, 0, 0.0, entry.number, entry.waiting.rid
