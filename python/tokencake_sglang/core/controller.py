@@ -6,8 +6,9 @@ tensor-parallel rank reaches the same decisions in the same step. Time comes in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from tokencake_sglang.core.agents import Agent, AgentTable
@@ -50,7 +51,7 @@ class Controller:
         self.on_agent_gone: Callable[[str], None] = lambda key: None
         self._due: dict[str, None] = {}
         self._timers = Timers(self.agents)
-        self._live: frozenset[str] | None = None  # of this step, once somebody needs it
+        self._live: Container[str] | None = None  # of this step, once somebody needs it
 
     # -- events ---------------------------------------------------------------------------------------------
 
@@ -206,7 +207,7 @@ class Controller:
         self._live = None
         self._forget_stale()
         self._due.update(dict.fromkeys(self._timers.take_due(self.now)))
-        for key in list(self._due)[:DECISIONS_PER_STEP]:
+        for key in list(islice(self._due, DECISIONS_PER_STEP)):
             del self._due[key]
             agent = self.agents.get(key)
             if agent is None:

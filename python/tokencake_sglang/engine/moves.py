@@ -23,7 +23,7 @@ from tokencake_sglang.core.plan import (
 from tokencake_sglang.core.types import Footprint, PoolView, WaitingView
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.offloads import Offloads
-from tokencake_sglang.engine.requests import held
+from tokencake_sglang.engine.requests import LiveRequests
 from tokencake_sglang.engine.uploads import Uploads
 
 WAITING_HEAD = 8  # waiting requests whose demand an upload must leave room for
@@ -39,7 +39,7 @@ class KvMover:
         self.done: list[MoveDone] = []
         self.offloads = Offloads(cache, self.done)
         self.uploads = Uploads(cache, scheduler, self.done)
-        self.waiting_viewed = WAITING_HEAD
+        self.waiting_viewed = 0  # waiting requests whose views a policy wants
         self.holds_back: Callable[[Any], bool] = lambda req: False  # whether a waiting request may not go yet
         self.costs = Costs()  # as rank 0 told it last
         self._pool: PoolView | None = None
@@ -61,9 +61,10 @@ class KvMover:
         allocator, host = self.cache.token_to_kv_pool_allocator, self.cache.token_to_kv_pool_host
         total = self.scheduler.max_total_num_tokens
         waiting = self.scheduler.waiting_queue
-        running = self.scheduler.running_batch.reqs
-        viewed = tuple(self._waiting_view(req) for req in waiting[:self.waiting_viewed])
-        head = [view for req, view in zip(waiting[:WAITING_HEAD], viewed, strict=False) if not self.holds_back(req)]
+        viewed = tuple([self._waiting_view(req) for req in waiting[:self.waiting_viewed]])
+        head = [req for req in waiting[:WAITING_HEAD] if not self.holds_back(req)]
+        missing = [self._missing_tokens(req) for req in head]
+        left = [req.sampling_params.max_new_tokens - len(req.output_ids) for req in self.scheduler.running_batch.reqs]
         return PoolView(
             device_total=total,
             device_free=allocator.available_size(),
@@ -72,18 +73,18 @@ class KvMover:
             host_total=host.size,
             host_free=host.available_size(),
             waiting_requests=len(waiting),
-            waiting_head_tokens=sum(one.missing_tokens for one in head),
-            running_requests=len(running),
+            waiting_head_tokens=sum(missing),
+            running_requests=len(left),
             loads_in_flight=self.cache.loads_in_flight(),
             load_slots=self.uploads.slots,
             waiting=viewed,
-            admission_tokens=self._admission_tokens(head[0]) if head else 0,
-            growth_tokens=sum([max(0, req.sampling_params.max_new_tokens - len(req.output_ids)) for req in running]),
+            admission_tokens=self._admission_tokens(head[0], missing[0], left) if head else 0,
+            growth_tokens=sum([tokens for tokens in left if tokens > 0]),
             costs=self.costs,
         )
 
-    def live_rids(self) -> frozenset[str]:
-        return frozenset([req.rid for req in held(self.scheduler) if req.finished_reason is None])
+    def live_rids(self) -> LiveRequests:
+        return LiveRequests(self.scheduler)
 
     # -- decisions ------------------------------------------------------------------------------------------
 
@@ -132,17 +133,27 @@ class KvMover:
     def moves_in_flight(self) -> list[dict[str, Any]]:
         return self.offloads.report() + self.uploads.report()
 
-    def _admission_tokens(self, head: WaitingView) -> int:
-        """What SGLang wants to find free or evictable when it admits that request (PrefillAdder.add_one_req)."""
-        scheduler = self.scheduler
-        ratio = scheduler.new_token_ratio_tracker.current
-        growth = sum(min(req.sampling_params.max_new_tokens - len(req.output_ids), CLIP_MAX_NEW_TOKENS) * ratio
-                     for req in scheduler.running_batch.reqs)
-        own = min(head.growth_tokens, CLIP_MAX_NEW_TOKENS)
-        return int(growth) + head.missing_tokens + own + self.cache.page_size + 1
+    def _admission_tokens(self, head: Any, missing: int, left: list[int]) -> int:
+        """What SGLang wants to find free or evictable when it admits that request, of whose prompt so many tokens are
+        missing (PrefillAdder.add_one_req). `left`: what each running request may still generate."""
+        ratio = self.scheduler.new_token_ratio_tracker.current
+        growth = sum([min(tokens, CLIP_MAX_NEW_TOKENS) * ratio for tokens in left])
+        own = min(_growth_tokens(head), CLIP_MAX_NEW_TOKENS)
+        return int(growth) + missing + own + self.cache.page_size + 1
+
+    def _missing_tokens(self, req: Any) -> int:
+        """Of its prompt, what its agent has not on the device."""
+        return max(0, _prompt_tokens(req) - self.cache.owners.device_tokens(agent_key(req)))
 
     def _waiting_view(self, req: Any) -> WaitingView:
-        key, prompt = agent_key(req), len(req.origin_input_ids) + len(req.output_ids)
-        there = self.cache.owners.device_tokens(key)
-        growth = max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
-        return WaitingView(key, prompt + growth, max(0, prompt - there), growth)
+        growth = _growth_tokens(req)
+        return WaitingView(agent_key(req), _prompt_tokens(req) + growth, self._missing_tokens(req), growth)
+
+
+def _prompt_tokens(req: Any) -> int:
+    return len(req.origin_input_ids) + len(req.output_ids)
+
+
+def _growth_tokens(req: Any) -> int:
+    """The most that it may still generate."""
+    return max(0, req.sampling_params.max_new_tokens - len(req.output_ids))

@@ -153,20 +153,51 @@ class SpatialScheduler:
         """The waiting requests in the order in which to try them; None if that has not changed since the last call.
 
         Requests that were never added keep their places behind all others."""
+        return self.order_of(rids) if self.follow(now) else None
+
+    def follow(self, now: float) -> bool:
+        """Put those that have come, and those whose rank has changed, into their places. Whether the order may be
+        another than at the last call."""
         if not self.order_may_have_changed(now):
-            return None
+            return False
         is_due = self._changed or now - self._ranked_at >= RANKS_LAST_S
         if is_due and now - self._placed_at >= RANKS_LAST_S:
             self._placed_at = now
             self._order.renew()
         if not self._order.place(now, now - self.config.seniority_s) and not is_due:
-            return None
+            return False
         self._changed, self._ranked_at = False, now if is_due else self._ranked_at
-        pools, unknown = self._order.of(rids)
+        return True
+
+    @property
+    def num_placed(self) -> int:
+        """Requests that wait, as far as it was told."""
+        return self._order.num_placed
+
+    def arrivals(self) -> list[tuple[int, str]] | None:
+        """After `follow`, for a queue of all that wait which was in order before: where those that have come have to
+        stand, the first first, if that is all. None: ask `order_of_all`."""
+        found = self._order.arrivals()
+        if found is not None:
+            self._look_at_pools(self._order.lines())
+        return found
+
+    def order_of_all(self) -> list[str]:
+        """As `order`, after `follow`, for a queue of all that wait."""
+        return self._whole_order(self._order.lines(), [])
+
+    def order_of(self, rids: Sequence[str]) -> list[str]:
+        """As `order`, after `follow`."""
+        return self._whole_order(*self._order.of(rids))
+
+    def _whole_order(self, pools: dict[Pool, list[str]], unknown: list[str]) -> list[str]:
+        self._look_at_pools(pools)
+        return self._interleaved(pools) + unknown
+
+    def _look_at_pools(self, pools: dict[Pool, list[str]]) -> None:
         self.shares.update(pools)
         self._turns = len(pools) > 1
         self._waiting_orders = self._order.orders()
-        return self._interleaved(pools) + unknown
 
     def waits(self, program: Program) -> int:
         """How many of its requests wait."""
