@@ -37,17 +37,18 @@ class Claim:
     inside: bool  # it was let in before
 
 
-def at_the_door(claims: Iterable[Claim], capacity: int, now: float) -> list[str]:
-    """Names of the programs that have to wait; `claims` in order of age. The oldest never waits."""
-    total, waiting = 0.0, []
+def let_in(claims: Iterable[Claim], capacity: int, now: float) -> list[Claim]:
+    """Those that may use the memory, the first of `claims`, which come in order of age: all others have to wait, and
+    are not looked at. The oldest never waits."""
+    total, inside = 0.0, []
     largest = 0
-    for number, claim in enumerate(claims):
+    for claim in claims:
         wanted = max(float(claim.held), claim.expected or largest)
         room = (ROOM_FOR_ALL if claim.inside else ROOM_FOR_NEW) * capacity
         too_much = total + (claim.held if claim.inside else wanted) > room
-        if number and (waiting or too_much) and now - claim.program.arrived_at < DOOR_WAIT_S:
-            waiting.append(claim.program.name)
-            continue
+        if inside and too_much and now - claim.program.arrived_at < DOOR_WAIT_S:
+            break  # those behind it are younger
+        inside.append(claim)
         total += claim.held if claim.inside else wanted
         largest = max(largest, claim.held)
-    return waiting
+    return inside

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from tokencake_sglang.core.config import TokenCakeConfig
-from tokencake_sglang.core.spatial.load_control import Claim, Peaks, at_the_door
+from tokencake_sglang.core.spatial.load_control import Claim, Peaks, let_in
 from tokencake_sglang.core.spatial.output_lengths import OutputLengths
 from tokencake_sglang.core.spatial.pace import Pace
 from tokencake_sglang.core.spatial.programs import AgentState, Program, ProgramTable
@@ -232,18 +232,20 @@ class SpatialScheduler:
                 self._inside.setdefault(self._let_in, 0)
 
     def _look(self, now: float, demand: Demand, state: AgentState) -> None:
-        """At all programs that are at it: the more there are, the less often."""
-        claims = [
-            Claim(p, demand.held.get(p.name, 0), self.peaks.of(p.application) or 0.0, p.name in self._inside)
-            for p in self.programs.at_it(now, state)]
-        held = frozenset(at_the_door(claims, demand.capacity, now))
-        for claim in claims:
+        """At the programs that are at it: the more there are, the less often."""
+        programs = self.programs.at_it(now, state)
+        inside = let_in((self._claim(program, demand) for program in programs), demand.capacity, now)
+        for claim in inside:
             name = claim.program.name
-            if name not in held:
-                self._inside[name] = max(self._inside.get(name, 0), claim.held)
-        self.held_back = held
+            self._inside[name] = max(self._inside.get(name, 0), claim.held)
+        self.held_back = frozenset([program.name for program in programs[len(inside):]])
         self._newest = self.programs.arrivals
-        self._look_at = now + min(LOOK_AT_MOST_S, max(LOOK_EVERY_S, LOOK_FOR_EACH_S * len(claims)))
+        self._look_at = now + min(LOOK_AT_MOST_S, max(LOOK_EVERY_S, LOOK_FOR_EACH_S * len(programs)))
+
+    def _claim(self, program: Program, demand: Demand) -> Claim:
+        name = program.name
+        expected = self.peaks.of(program.application) or 0.0
+        return Claim(program, demand.held.get(name, 0), expected, name in self._inside)
 
     def holds_back(self, rid: str) -> bool:
         """Those that waited when it was last looked, and if any did, those that have come since."""
