@@ -37,6 +37,7 @@ class Controller:
         self.config = config
         self.mechanism = mechanism
         self.policy = policy or make_policy(config)
+        self._reads_demand = getattr(self.policy, "reads_demand", True)
         self.forecaster: Forecaster = make_forecaster(config)
         self.agents = AgentTable(config, self.forecaster)
         self.runs = RunTable(self.forecaster)
@@ -246,7 +247,7 @@ class Controller:
         self._learn(agent)
 
     def _decide(self, agent: Agent) -> None:
-        view, pool = self.view(agent), self.mechanism.pool()
+        view, pool = self.view(agent), self.mechanism.pool(self._reads_demand)
         decision = self.policy.decide(self.now, view, pool)
         self.mechanism.expect(agent.key, decision.next_use)
         self.uploads.note(agent, decision)

@@ -108,10 +108,13 @@ class MoveDone:
 class Policy(Protocol):
     """Decides for one agent at a time from values alone; equal input gives equal output on every rank.
 
-    `reads_waiting`: it looks at `PoolView.waiting`; to any other the view shows none.
+    `reads_waiting`: it looks at `PoolView.waiting`; to any other the view shows none. `reads_demand`: it looks at what
+    waiting and running requests will need (`waiting_head_tokens`, `admission_tokens`, `growth_tokens`); to one that
+    says False these are None. One that says nothing is taken to look.
     """
 
     reads_waiting: bool
+    reads_demand: bool
 
     def decide(self, now: float, agent: AgentView, pool: PoolView) -> Decision: ...
 
@@ -121,7 +124,9 @@ class Mechanism(Protocol):
 
     def footprint(self, key: str) -> Footprint: ...
 
-    def pool(self) -> PoolView: ...
+    def pool(self, demand: bool = True) -> PoolView:
+        """`demand`: with what waiting and running requests will need, which takes longer to measure."""
+        ...
 
     def live_rids(self) -> Container[str]:
         """Ids of all requests that wait or run in this step."""

@@ -81,7 +81,7 @@ class WaitingView:
 
 @value
 class PoolView:
-    """Memory and demand as the scheduler sees them in this step, in tokens."""
+    """Memory and demand as the scheduler sees them in this step, in tokens. Demand that was not asked for is None."""
 
     device_total: int
     device_free: int
@@ -90,13 +90,13 @@ class PoolView:
     host_total: int
     host_free: int
     waiting_requests: int
-    waiting_head_tokens: int  # device tokens that the first waiting requests need
+    waiting_head_tokens: int | None  # device tokens that the first waiting requests need
     running_requests: int
     loads_in_flight: int
     load_slots: int
     waiting: tuple[WaitingView, ...] = ()  # the first requests of the queue, in its order, for a policy that asks
-    growth_tokens: int = 0  # the most that running requests may still generate
-    admission_tokens: int = 0  # free and evictable tokens without which SGLang refuses the first waiting request
+    growth_tokens: int | None = 0  # the most that running requests may still generate
+    admission_tokens: int | None = 0  # free and evictable tokens without which SGLang refuses the first waiting request
     costs: Costs = Costs()
 
     @property

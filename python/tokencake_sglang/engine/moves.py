@@ -27,6 +27,7 @@ from tokencake_sglang.engine.requests import LiveRequests
 from tokencake_sglang.engine.uploads import Uploads
 
 WAITING_HEAD = 8  # waiting requests whose demand an upload must leave room for
+NO_DEMAND = {"waiting_head_tokens": None, "growth_tokens": None, "admission_tokens": None}
 WAITING_VIEWED = 64  # waiting requests that a policy sees which asks for them (`reads_waiting`)
 
 
@@ -51,35 +52,44 @@ class KvMover:
         landing = self.uploads.landing_tokens(key)
         return replace(footprint, landing_tokens=landing) if landing else footprint
 
-    def pool(self) -> PoolView:
+    def pool(self, demand: bool = True) -> PoolView:
         """Measured once a step, and again after each move that was started in it."""
-        if self._pool is None:
-            self._pool = self.measure_pool()
+        if self._pool is None or (demand and self._pool.waiting_head_tokens is None):
+            self._pool = self._measure(self.waiting_viewed) if demand else PoolView(**self._memory(), **NO_DEMAND)
         return self._pool
 
     def measure_pool(self) -> PoolView:
-        allocator, host = self.cache.token_to_kv_pool_allocator, self.cache.token_to_kv_pool_host
-        total = self.scheduler.max_total_num_tokens
+        """As of now, with the first waiting requests."""
+        return self._measure(max(WAITING_HEAD, self.waiting_viewed))
+
+    def _measure(self, viewed: int) -> PoolView:
         waiting = self.scheduler.waiting_queue
-        viewed = tuple([self._waiting_view(req) for req in waiting[:self.waiting_viewed]])
         head = [req for req in waiting[:WAITING_HEAD] if not self.holds_back(req)]
         missing = [self._missing_tokens(req) for req in head]
         left = [req.sampling_params.max_new_tokens - len(req.output_ids) for req in self.scheduler.running_batch.reqs]
         return PoolView(
-            device_total=total,
-            device_free=allocator.available_size(),
-            device_evictable=self.cache.evictable_size(),
-            device_dead=self.cache.owners.dead_evictable_tokens(total),
-            host_total=host.size,
-            host_free=host.available_size(),
-            waiting_requests=len(waiting),
+            **self._memory(),
             waiting_head_tokens=sum(missing),
-            running_requests=len(left),
-            loads_in_flight=self.cache.loads_in_flight(),
-            load_slots=self.uploads.slots,
-            waiting=viewed,
+            waiting=tuple([self._waiting_view(req) for req in waiting[:viewed]]),
             admission_tokens=self._admission_tokens(head[0], missing[0], left) if head else 0,
             growth_tokens=sum([tokens for tokens in left if tokens > 0]),
+        )
+
+    def _memory(self) -> dict[str, Any]:
+        """What costs little to know."""
+        cache, host = self.cache, self.cache.token_to_kv_pool_host
+        total = self.scheduler.max_total_num_tokens
+        return dict(
+            device_total=total,
+            device_free=cache.token_to_kv_pool_allocator.available_size(),
+            device_evictable=cache.evictable_size(),
+            device_dead=cache.owners.dead_evictable_tokens(total),
+            host_total=host.size,
+            host_free=host.available_size(),
+            waiting_requests=len(self.scheduler.waiting_queue),
+            running_requests=len(self.scheduler.running_batch.reqs),
+            loads_in_flight=cache.loads_in_flight(),
+            load_slots=self.uploads.slots,
             costs=self.costs,
         )
 

@@ -50,14 +50,18 @@ class Curve:
     def remaining(self, unit_s: float, elapsed_s: float) -> tuple[float, ...]:
         """Seconds left at LEVELS of a call that has lasted `elapsed_s` and still runs, rising with the level."""
         self._draw()
-        alive = self._survival(elapsed_s / unit_s)
+        alive, far, end = self._survival(elapsed_s / unit_s), self._far, self._end
+        below, points, most = self._below, self._points, len(self._below) - 1
         found, last = [], 0.0
         for level in LEVELS:
             share = (1.0 - level) * alive  # of all calls, those that last longer
-            if share < self._far:
-                length = self._end * (self._far / share) ** (1.0 / TAIL_INDEX)
-            else:
-                length = math.exp(self._value(1.0 - share))
+            if share < far:
+                length = end * (far / share) ** (1.0 / TAIL_INDEX)
+            else:  # as `_value`
+                ended = 1.0 - share
+                above = min(bisect_right(below, ended), most)
+                low, start = below[above - 1], points[above - 1]
+                length = math.exp(start + (ended - low) / (below[above] - low) * (points[above] - start))
             last = max(last, length * unit_s - elapsed_s)
             found.append(last)
         return tuple(found)

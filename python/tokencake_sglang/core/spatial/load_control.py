@@ -8,7 +8,7 @@ that are away for long counts for nothing: they are not at it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tokencake_sglang.core.spatial.means import Means
 from tokencake_sglang.core.spatial.programs import Program
@@ -27,8 +27,7 @@ class Peaks(Means):
         super().__init__(PEAK_WEIGHT, KINDS_KEPT)
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """What a program wants of the memory: `held` now, `expected` at its largest (0: unknown)."""
 
     program: Program
@@ -40,15 +39,16 @@ class Claim:
 def let_in(claims: Iterable[Claim], capacity: int, now: float) -> list[Claim]:
     """Those that may use the memory, the first of `claims`, which come in order of age: all others have to wait, and
     are not looked at. The oldest never waits."""
-    total, inside = 0.0, []
-    largest = 0
+    total, largest = 0.0, 0
+    room_for_all, room_for_new = ROOM_FOR_ALL * capacity, ROOM_FOR_NEW * capacity
+    inside: list[Claim] = []
     for claim in claims:
-        wanted = max(float(claim.held), claim.expected or largest)
-        room = (ROOM_FOR_ALL if claim.inside else ROOM_FOR_NEW) * capacity
-        too_much = total + (claim.held if claim.inside else wanted) > room
-        if inside and too_much and now - claim.program.arrived_at < DOOR_WAIT_S:
+        program, held, expected, was_inside = claim
+        wanted = held if was_inside else max(float(held), expected or largest)
+        too_much = total + wanted > (room_for_all if was_inside else room_for_new)
+        if inside and too_much and now - program.arrived_at < DOOR_WAIT_S:
             break  # those behind it are younger
         inside.append(claim)
-        total += claim.held if claim.inside else wanted
-        largest = max(largest, claim.held)
+        total += wanted
+        largest = max(largest, held)
     return inside

@@ -234,18 +234,14 @@ class SpatialScheduler:
     def _look(self, now: float, demand: Demand, state: AgentState) -> None:
         """At the programs that are at it: the more there are, the less often."""
         programs = self.programs.at_it(now, state)
-        inside = let_in((self._claim(program, demand) for program in programs), demand.capacity, now)
-        for claim in inside:
-            name = claim.program.name
-            self._inside[name] = max(self._inside.get(name, 0), claim.held)
+        holding, peak_of, known = demand.held, self.peaks.of, self._inside
+        claims = (Claim(p, holding.get(p.name, 0), peak_of(p.application) or 0.0, p.name in known) for p in programs)
+        inside = let_in(claims, demand.capacity, now)
+        for program, held, *_ in inside:
+            known[program.name] = max(known.get(program.name, 0), held)
         self.held_back = frozenset([program.name for program in programs[len(inside):]])
         self._newest = self.programs.arrivals
         self._look_at = now + min(LOOK_AT_MOST_S, max(LOOK_EVERY_S, LOOK_FOR_EACH_S * len(programs)))
-
-    def _claim(self, program: Program, demand: Demand) -> Claim:
-        name = program.name
-        expected = self.peaks.of(program.application) or 0.0
-        return Claim(program, demand.held.get(name, 0), expected, name in self._inside)
 
     def holds_back(self, rid: str) -> bool:
         """Those that waited when it was last looked, and if any did, those that have come since."""
