@@ -58,8 +58,8 @@ def run_document(spec: RunSpec, latencies: list[float | None], virtual_s: float 
         "stall_totals": None,
         "utilisation": {"effective": 0.62, "stalled": 0.18, "shared": 0.08, "idle": 0.07, "free": 0.05},
         "kv_samples": [sample(virtual_s * i / 50, pool, int(pool * spec.host_ratio), i) for i in range(51)],
-        "real": {"wall_s": 12.0, "cpu_s": 11.5, "step_us_sglang": 500.0, "step_us_eviction": 100.0,
-                 "step_us_tokencake": 40.0, "step_us_emulator": 90.0, "peak_rss_bytes": 1_400_000_000},
+        "real": {"wall_s": 12.0, "cpu_s": 11.5, "step_us_tokencake": 40.0, "step_us_temporal_p50": 25.0,
+                 "step_decisions": 1.5, "peak_rss_bytes": 1_400_000_000},
     }
 
 

@@ -57,7 +57,7 @@ class MemoryMechanism:
             return Footprint(mine.count, copied, mine.count, 0, backed_up_tokens=copied)
         return Footprint(mine.back, mine.count, mine.back, mine.count - mine.back, backed_up_tokens=mine.back)
 
-    def pool(self) -> PoolView:
+    def pool(self, demand: bool = True) -> PoolView:
         loads = sum(kind == "upload" for kind in self.moves.values())
         return PoolView(100_000, self.free, 0, 0, 100_000, 100_000, 0, 0, 0, loads, self.load_slots,
                         costs=self.costs)

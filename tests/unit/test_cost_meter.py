@@ -34,12 +34,22 @@ class FakeServer:
             on_step=self.hooks, on_request_ended=lambda *a: None, on_node_inserted=lambda n: None,
             on_node_split=lambda *a: None, on_node_removed=lambda n: spend(2), evict=self.evict,
             on_request_finished=lambda r: None, write_backup=lambda n: spend(4), load_back=lambda n: None,
-            eviction_strategy=SimpleNamespace(get_priority=lambda n: spend(0.03)))
-        controller = SimpleNamespace(event=lambda p: None, tick=lambda t: None)
+            eviction_strategy=SimpleNamespace(get_priority=lambda n: spend(0.03)),
+            owners=SimpleNamespace(footprint=lambda key: None),
+            device_victims=SimpleNamespace(push=lambda n: None), host_victims=SimpleNamespace(push=lambda n: None))
+        controller = SimpleNamespace(
+            event=lambda p: None, tick=lambda t: None, request_added=lambda *a: spend(6),
+            policy=SimpleNamespace(decide=lambda *a: None), forecaster=SimpleNamespace(predict=lambda *a: None))
         self.extension = SimpleNamespace(
-            controller=controller, cache=cache, extend_received=lambda r: r, on_request_added=lambda r: None,
-            order_waiting_queue=lambda q: None, parks_chunk=lambda *a: False, on_requests_admitted=lambda r: None)
+            controller=controller, cache=cache, extend_received=lambda r: r, on_request_added=self.added,
+            order_waiting_queue=lambda q: spend(8), parks_chunk=lambda *a: False, limit_chunk=lambda *a: None,
+            on_requests_admitted=lambda r: None, queue=SimpleNamespace(holds_back=lambda r: False))
         self.scheduler = SimpleNamespace(extensions=[self.extension, SimpleNamespace()], tree_cache=cache)
+
+    def added(self, req: str) -> None:
+        """The spatial half takes 1, and tells the temporal half, which takes 6."""
+        self.spend(1)
+        self.extension.controller.request_added(req)
 
     def hooks(self) -> None:
         """Ours takes 7, of which SGLang's start of a copy, which comes on top, is none."""
@@ -82,10 +92,42 @@ def test_time_inside_a_call_counts_for_whoever_is_called(spend):
     server.pull()
     report = meter.report()
     assert report["steps_measured"] == 4
+    assert report["step_us_temporal"] == pytest.approx(7) and report["step_us_spatial"] == pytest.approx(2)
     assert report["step_us_tokencake"] == pytest.approx(7 + 2)
     assert report["step_us_eviction"] == pytest.approx(3)
     assert report["step_us_emulator"] == pytest.approx(5 + 11 + 1)
     assert report["step_us_sglang"] == report["step_us_sglang_p50"] == pytest.approx(30 + 4)
+
+
+def test_a_request_that_comes_is_told_to_both_halves_and_each_pays_for_its_own_part(spend):
+    server, meter = metered(spend)
+    server.pull()
+    server.extension.on_request_added("r")
+    server.extension.order_waiting_queue([])
+    server.forward()
+    server.pull()
+    report = meter.report()
+    assert report["step_us_temporal"] == pytest.approx(6) and report["step_us_spatial"] == pytest.approx(1 + 8)
+    assert report["step_us_tokencake"] == report["step_us_tokencake_p50"] == pytest.approx(15)
+
+
+def test_what_a_step_does_is_counted_beside_its_time(spend):
+    server, meter = metered(spend)
+    ours = server.extension
+    for decisions in (1, 3):
+        server.step()
+        for number in range(decisions):
+            ours.controller.policy.decide()
+            ours.controller.forecaster.predict()
+            ours.cache.owners.footprint("a")
+            ours.queue.holds_back(number)
+            ours.cache.device_victims.push("leaf")
+            ours.cache.host_victims.push("leaf")
+    server.pull()
+    report = meter.report()
+    for what in ("decisions", "forecasts", "footprints", "asked"):
+        assert (report[f"step_{what}"], report[f"step_{what}_max"]) == (2.0, 3), what
+    assert (report["step_victims"], report["step_victims_max"]) == (4.0, 6)
 
 
 def test_no_clock_is_read_for_a_single_leaf(spend, monkeypatch):

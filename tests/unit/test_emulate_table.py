@@ -193,3 +193,13 @@ def test_cells_have_different_names_and_the_seed_is_no_part_of_the_group():
 def test_a_range_is_shown_only_where_the_seeds_differ():
     assert cell_text({"median": 2.0, "low": 2.0, "high": 2.0}, "count") == "2"
     assert cell_text(None, "count") == "-"
+
+
+def test_the_cost_of_a_step_is_shown_where_it_was_asked_for():
+    plan = experiment(LPM, OURS)
+    assert "temporal half" not in markdown(report_of(plan, by_name({"hicache-lpm": 100, "tokencake": 50})))
+    text = markdown(report_of(replace(plan, measure_from_s=5.0), by_name({"hicache-lpm": 100, "tokencake": 50})))
+    (heads,) = rows(text.replace("| configuration | steps", "| heads | steps"), "heads")
+    costs = dict(zip(heads, rows(text, "tokencake")[-1], strict=True))
+    assert (costs["temporal half P50 us"], costs["both halves mean us"]) == ("25.0", "40.0")
+    assert costs["decisions a step"] == "1.50"

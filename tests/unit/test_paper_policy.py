@@ -201,8 +201,8 @@ def test_a_whole_stall_under_algorithm_1_moves_when_somebody_comes_to_wait_and_i
     queue: list[WaitingView] = []
 
     class Crowded(type(server.mechanism)):
-        def pool(self):
-            return replace(super().pool(), waiting_requests=len(queue), waiting=tuple(queue))
+        def pool(self, demand=True):
+            return replace(super().pool(demand), waiting_requests=len(queue), waiting=tuple(queue))
 
     server.mechanism.__class__ = Crowded
     server.stalled()

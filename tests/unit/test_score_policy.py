@@ -269,8 +269,8 @@ def test_a_whole_stall_under_the_score_moves_once_and_ends_with_no_lease_and_no_
     waits = WaitingView("w", 20_000, 20_000)
 
     class Crowded(type(server.mechanism)):
-        def pool(self):
-            return replace(super().pool(), waiting_requests=1, waiting=(waits,))
+        def pool(self, demand=True):
+            return replace(super().pool(demand), waiting_requests=1, waiting=(waits,))
 
         def footprint(self, key):
             return replace(super().footprint(key), path_tokens=200)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tokencake_sglang.core.spatial.ledger import MOST_PARTS, SHARED, Ledger
-from tokencake_sglang.core.spatial.load_control import Claim, Peaks, at_the_door
+from tokencake_sglang.core.spatial.load_control import Claim, Peaks, let_in
 from tokencake_sglang.core.spatial.output_lengths import (
     FIRST_GUESS,
     KINDS_KEPT,
@@ -292,6 +292,10 @@ def claims(*rows):
             for number, (name, held, expected, inside) in enumerate(rows)]
 
 
+def at_the_door(given, capacity, now):
+    return [claim.program.name for claim in given[len(let_in(given, capacity, now)):]]
+
+
 class TestDoor:
     def test_programs_that_fit_together_do_not_wait(self):
         assert at_the_door(claims(("a", 40, 0, True), ("b", 40, 0, True)), 100, 1.0) == []
@@ -308,6 +312,11 @@ class TestDoor:
 
     def test_of_a_kind_that_never_ended_it_is_taken_that_it_becomes_as_large_as_the_largest(self):
         assert at_the_door(claims(("a", 45, 0, True), ("b", 0, 0, False)), 100, 1.0) == ["b"]
+
+    def test_behind_the_first_that_waits_nobody_is_looked_at(self):
+        rows = iter(claims(("a", 90, 0, True), ("b", 50, 0, True), ("c", 1, 0, True)))
+        assert [claim.program.name for claim in let_in(rows, 100, 1.0)] == ["a"]
+        assert [claim.program.name for claim in rows] == ["c"]
 
     def test_the_wait_at_the_door_is_bounded(self):
         assert at_the_door(claims(("a", 95, 0, True), ("b", 95, 0, False)), 100, 600.0) == []

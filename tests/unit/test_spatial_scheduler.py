@@ -338,12 +338,13 @@ class TestDoor:
         assert server.door(1000, beside=HIDDEN_CHUNK + 1, a=500, b=500) == ["b.1", "c.1"]
         assert server.door(1000, beside=HIDDEN_CHUNK, a=500, b=500) == []
         assert server.door(1000, beside=128, running=False, a=500, b=500) == []
+        server.now = 0.2
+        assert server.door(1000, a=500, b=500) == ["b.1", "c.1"], "these have steps of their own"
         balanced = Server(chunks="balanced")
         balanced.add("a.1", "b.1", "c.1")
         assert balanced.door(1000, beside=8192, a=500, b=500) == []
+        balanced.now = 0.2
         assert balanced.door(1000, a=500, b=500) == ["b.1", "c.1"]
-        server.now = 0.2
-        assert server.door(1000, a=500, b=500) == ["b.1", "c.1"], "these have steps of their own"
 
     def test_nobody_waits_while_half_of_the_memory_is_free(self):
         server = Server()

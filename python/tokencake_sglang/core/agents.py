@@ -148,11 +148,11 @@ class AgentTable:
         oldest = next(iter(self.agents.values()))
         if len(self.agents) > self.config.max_agents:
             return oldest
+        if now - oldest.last_seen < self.config.agent_idle_s:
+            return None
         stall = oldest.calls.view(now, self.forecaster, oldest.identity.agent_type)
         quiet_since = max(oldest.last_seen, stall.predicted_end) if stall else oldest.last_seen
         quiet_since = max(quiet_since, (oldest.used_until or 0.0) - self.config.agent_idle_s)
-        if now - oldest.last_seen < self.config.agent_idle_s:
-            return None
         if oldest.move is not None or now - quiet_since < self.config.agent_idle_s:
             self.touch(oldest, oldest.last_seen)
             return None

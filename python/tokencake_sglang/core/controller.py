@@ -6,8 +6,9 @@ tensor-parallel rank reaches the same decisions in the same step. Time comes in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from tokencake_sglang.core.agents import Agent, AgentTable
@@ -36,6 +37,7 @@ class Controller:
         self.config = config
         self.mechanism = mechanism
         self.policy = policy or make_policy(config)
+        self._reads_demand = getattr(self.policy, "reads_demand", True)
         self.forecaster: Forecaster = make_forecaster(config)
         self.agents = AgentTable(config, self.forecaster)
         self.runs = RunTable(self.forecaster)
@@ -50,7 +52,7 @@ class Controller:
         self.on_agent_gone: Callable[[str], None] = lambda key: None
         self._due: dict[str, None] = {}
         self._timers = Timers(self.agents)
-        self._live: frozenset[str] | None = None  # of this step, once somebody needs it
+        self._live: Container[str] | None = None  # of this step, once somebody needs it
 
     # -- events ---------------------------------------------------------------------------------------------
 
@@ -206,7 +208,7 @@ class Controller:
         self._live = None
         self._forget_stale()
         self._due.update(dict.fromkeys(self._timers.take_due(self.now)))
-        for key in list(self._due)[:DECISIONS_PER_STEP]:
+        for key in list(islice(self._due, DECISIONS_PER_STEP)):
             del self._due[key]
             agent = self.agents.get(key)
             if agent is None:
@@ -245,7 +247,7 @@ class Controller:
         self._learn(agent)
 
     def _decide(self, agent: Agent) -> None:
-        view, pool = self.view(agent), self.mechanism.pool()
+        view, pool = self.view(agent), self.mechanism.pool(self._reads_demand)
         decision = self.policy.decide(self.now, view, pool)
         self.mechanism.expect(agent.key, decision.next_use)
         self.uploads.note(agent, decision)

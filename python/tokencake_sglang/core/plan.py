@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Protocol
 
 from tokencake_sglang.core.types import AgentView, Footprint, PoolView
+from tokencake_sglang.core.values import value
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Retain:
 Action = Offload | Backup | CancelOffload | Upload | Release | Retain
 
 
-@dataclass(frozen=True)
+@value
 class UploadWish:
     """The agent's missing KV should come back; core/uploads.py says when each piece does.
 
@@ -68,7 +70,7 @@ class UploadWish:
     importance: float = 0.0
 
 
-@dataclass(frozen=True)
+@value
 class Decision:
     """What to do now for one agent, why, and when to look again (None: at its next event). `figures` are what it
     rests on, by name.
@@ -85,7 +87,7 @@ class Decision:
     wish: UploadWish | None = None
 
 
-@dataclass(frozen=True)
+@value
 class Outcome:
     """The engine's answer. `tokens` are those that will move; `reason` says why it declined."""
 
@@ -94,7 +96,7 @@ class Outcome:
     reason: str = ""
 
 
-@dataclass(frozen=True)
+@value
 class MoveDone:
     """A move has ended: `kind` is "offload", "backup" or "upload", `tokens` are those that really moved."""
 
@@ -106,10 +108,13 @@ class MoveDone:
 class Policy(Protocol):
     """Decides for one agent at a time from values alone; equal input gives equal output on every rank.
 
-    `reads_waiting`: it looks at `PoolView.waiting`; to any other the view shows the first few requests only.
+    `reads_waiting`: it looks at `PoolView.waiting`; to any other the view shows none. `reads_demand`: it looks at what
+    waiting and running requests will need (`waiting_head_tokens`, `admission_tokens`, `growth_tokens`); to one that
+    says False these are None. One that says nothing is taken to look.
     """
 
     reads_waiting: bool
+    reads_demand: bool
 
     def decide(self, now: float, agent: AgentView, pool: PoolView) -> Decision: ...
 
@@ -119,10 +124,12 @@ class Mechanism(Protocol):
 
     def footprint(self, key: str) -> Footprint: ...
 
-    def pool(self) -> PoolView: ...
+    def pool(self, demand: bool = True) -> PoolView:
+        """`demand`: with what waiting and running requests will need, which takes longer to measure."""
+        ...
 
-    def live_rids(self) -> frozenset[str]:
-        """Ids of all requests that wait or run at this moment."""
+    def live_rids(self) -> Container[str]:
+        """Ids of all requests that wait or run in this step."""
         ...
 
     def execute(self, key: str, action: Action) -> Outcome: ...

@@ -14,13 +14,14 @@ from typing import Any, overload
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.plan import Backup, Decision, Offload, Outcome, Upload
 from tokencake_sglang.core.types import AgentView, Footprint, PoolView, StallView
+from tokencake_sglang.core.values import value
 
 OBSERVATIONS_KEPT = 8192  # of the histograms, until somebody takes them
 HISTOGRAMS = ("forecast_ratio", "late_s", "restore_s")
 TOTALS = ("returned", "missing_tokens", "restore_s", "idle_token_s", "regret_s", "regret_token_s")
 
 
-@dataclass(frozen=True)
+@value
 class Decided:
     """A decision, when it was made and what came of it."""
 

@@ -205,6 +205,10 @@ class CallTable:
         """The open calls taken together, as of now: the one that is expected to end last gives kind and end."""
         if not self.open:
             return None
+        if len(self.open) == 1:
+            (only,) = self.open.values()
+            forecast = only.forecast(now, forecaster, agent_type)
+            return StallView(only.kind, only.started_at, only.started_at + forecast.expected_s, 1, forecast)
         calls = [(call, call.forecast(now, forecaster, agent_type)) for call in self.open.values()]
         last, its_forecast = max(calls, key=lambda one: one[0].started_at + one[1].expected_s)
         return StallView(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.forecast import Forecast
+from tokencake_sglang.core.values import value
 
 # In a request's metadata, set by the server: whose it is, where tenants are told apart.
 TENANT = "tenant"
@@ -50,7 +51,7 @@ class AgentIdentity:
         return identity if identity.key else None
 
 
-@dataclass(frozen=True)
+@value
 class Footprint:
     """The KV an agent owns, in tokens. A token may be on the device and on the host at the same time."""
 
@@ -68,7 +69,7 @@ class Footprint:
         return max(self.device_tokens, self.host_tokens)
 
 
-@dataclass(frozen=True)
+@value
 class WaitingView:
     """A request that waits for admission."""
 
@@ -78,9 +79,9 @@ class WaitingView:
     growth_tokens: int = 0  # the most that it may generate
 
 
-@dataclass(frozen=True)
+@value
 class PoolView:
-    """Memory and demand as the scheduler sees them in this step, in tokens."""
+    """Memory and demand as the scheduler sees them in this step, in tokens. Demand that was not asked for is None."""
 
     device_total: int
     device_free: int
@@ -89,14 +90,13 @@ class PoolView:
     host_total: int
     host_free: int
     waiting_requests: int
-    waiting_head_tokens: int  # device tokens that the first waiting requests need
+    waiting_head_tokens: int | None  # device tokens that the first waiting requests need
     running_requests: int
     loads_in_flight: int
     load_slots: int
-    waiting: tuple[WaitingView, ...] = ()  # the first requests of the queue, in its order: few, or boundedly many
-    # for a policy that asks for them
-    growth_tokens: int = 0  # the most that running requests may still generate
-    admission_tokens: int = 0  # free and evictable tokens without which SGLang refuses the first waiting request
+    waiting: tuple[WaitingView, ...] = ()  # the first requests of the queue, in its order, for a policy that asks
+    growth_tokens: int | None = 0  # the most that running requests may still generate
+    admission_tokens: int | None = 0  # free and evictable tokens without which SGLang refuses the first waiting request
     costs: Costs = Costs()
 
     @property
@@ -110,7 +110,7 @@ class PoolView:
         return max(self.waiting_head_tokens, self.admission_tokens)
 
 
-@dataclass(frozen=True)
+@value
 class StallView:
     """The tool calls an agent waits for, taken together."""
 
@@ -121,7 +121,7 @@ class StallView:
     forecast: Forecast | None = None  # of the return, as of now; None without a forecaster
 
 
-@dataclass(frozen=True)
+@value
 class AgentView:
     """What a policy may know of one agent. `active`: a request of it waits or runs."""
 

@@ -1,9 +1,13 @@
-"""CPU time of the scheduler's steps, split into SGLang's share, eviction, TokenCake's and the emulator's own.
+"""CPU time of the scheduler's steps, split into SGLang's share, eviction, TokenCake's two halves and the emulator.
+
+The temporal half follows agents and their tools, decides, and moves KV. The spatial half follows requests and the
+owners of KV, orders the queue, and says who is admitted.
 
 Calls are timed exclusively: what a call of one share spends inside a call of another counts for that other. Eviction is
 a share of its own, on stock and with TokenCake: SGLang ranks every evictable leaf in it, TokenCake adds to each rank,
 and a clock read around each would cost more than the rank. The start of a copy is SGLang's, whoever asks for it. The
-figures are the only part of a result that differs from run to run.
+times are the only part of a result that differs from run to run; beside them stands how often a step does what takes
+most of them.
 """
 
 from __future__ import annotations
@@ -13,11 +17,20 @@ from typing import Any
 
 from tokencake_sglang.emulator.result import quantile
 
-SGLANG, EVICTION, TOKENCAKE, EMULATOR = SHARES = "sglang", "eviction", "tokencake", "emulator"
-#: `holds_back` is left out: it is called for each waiting request and takes less time than a clock read.
-EXTENSION_CALLS = ("extend_received", "on_request_added", "order_waiting_queue", "parks_chunk", "on_requests_admitted")
-CACHE_HOOKS = ("on_step", "on_request_ended", "on_request_finished", "on_node_inserted", "on_node_split",
-               "on_node_removed")
+SGLANG, EVICTION, TEMPORAL, SPATIAL, EMULATOR = SHARES = "sglang", "eviction", "temporal", "spatial", "emulator"
+TOKENCAKE = "tokencake"  # both halves together
+#: Calls of TokenCakeExtension. `holds_back` is counted only: it is called for each waiting request that is looked at,
+#: and takes less time than a clock read.
+EXTENSION_CALLS = {
+    "extend_received": TEMPORAL, "on_request_added": SPATIAL, "order_waiting_queue": SPATIAL, "parks_chunk": SPATIAL,
+    "limit_chunk": SPATIAL, "on_requests_admitted": SPATIAL}
+CONTROLLER_CALLS = ("event", "tick", "request_added")
+CACHE_HOOKS = {
+    "on_step": TEMPORAL, "on_request_ended": TEMPORAL, "on_request_finished": SPATIAL, "on_node_inserted": SPATIAL,
+    "on_node_split": SPATIAL, "on_node_removed": SPATIAL}
+#: What is counted: agents that were decided about, forecasts, agents whose KV was measured, waiting requests about
+#: which it was asked whether they are passed over, and leaves that were given a place among the victims.
+COUNTED = ("decisions", "forecasts", "footprints", "asked", "victims")
 COPIES = ("write_backup", "load_back")
 
 
@@ -29,6 +42,8 @@ class CostMeter:
         self._spent = dict.fromkeys(SHARES, 0)
         self._owner, self._since = SGLANG, time.thread_time_ns()
         self.steps: list[dict[str, int]] = []
+        self._counts = dict.fromkeys(COUNTED, 0)
+        self.counts: list[dict[str, int]] = []  # of the same steps
         self._had_pass = False
 
     def attach(self, server: Any) -> None:
@@ -44,14 +59,35 @@ class CostMeter:
         for extension in server.scheduler.extensions:
             if not hasattr(extension, "controller"):
                 continue
-            for call in EXTENSION_CALLS:
-                self._wrap(extension, call, TOKENCAKE)
-            self._wrap(extension.controller, "event", TOKENCAKE)
-            self._wrap(extension.controller, "tick", TOKENCAKE)
-            for hook in CACHE_HOOKS:
-                self._wrap(extension.cache, hook, TOKENCAKE)
-            for copy in COPIES:
-                self._wrap(extension.cache, copy, SGLANG)
+            self._attach_to(extension)
+
+    def _attach_to(self, extension: Any) -> None:
+        """TokenCake's own, on its instance."""
+        controller, cache = extension.controller, extension.cache
+        for call, share in EXTENSION_CALLS.items():
+            self._wrap(extension, call, share)
+        for call in CONTROLLER_CALLS:
+            self._wrap(controller, call, TEMPORAL)
+        for hook, share in CACHE_HOOKS.items():
+            self._wrap(cache, hook, share)
+        for copy in COPIES:
+            self._wrap(cache, copy, SGLANG)
+        self._count(controller.policy, "decide", "decisions")
+        self._count(controller.forecaster, "predict", "forecasts")
+        self._count(cache.owners, "footprint", "footprints")
+        if extension.queue is not None:
+            self._count(extension.queue, "holds_back", "asked")
+        for victims in (cache.device_victims, cache.host_victims):
+            self._count(victims, "push", "victims")
+
+    def _count(self, owner: Any, name: str, what: str) -> None:
+        method = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self._counts[what] += 1
+            return method(*args, **kwargs)
+
+        setattr(owner, name, counted)
 
     def _wrap(self, owner: Any, name: str, share: str, before: Any = None) -> None:
         method = getattr(owner, name)
@@ -79,16 +115,23 @@ class CostMeter:
     def _step_began(self) -> None:
         """The end of one iteration and the begin of the next."""
         if self._had_pass and self._server.clock.now_ns >= self._from_ns:
-            self.steps.append(dict(self._spent))
+            self.steps.append(self._spent | {TOKENCAKE: self._spent[TEMPORAL] + self._spent[SPATIAL]})
+            self.counts.append(dict(self._counts))
         self._spent = dict.fromkeys(self._spent, 0)
+        self._counts = dict.fromkeys(self._counts, 0)
         self._had_pass = False
 
     def report(self) -> dict[str, float]:
-        """Mean, median and 99th percentile of the microseconds a step, per share, and the number of steps measured."""
+        """The number of steps measured; mean, median and 99th percentile of the microseconds a step, per share and of
+        both halves; and per step mean and maximum of what is counted."""
         values: dict[str, float] = {"steps_measured": len(self.steps)}
-        for share in SHARES:
+        for share in (*SHARES, TOKENCAKE):
             spent_us = [step[share] / 1e3 for step in self.steps]
             values[f"step_us_{share}"] = sum(spent_us) / len(spent_us) if spent_us else 0.0
             values[f"step_us_{share}_p50"] = quantile(spent_us, 0.5) or 0.0
             values[f"step_us_{share}_p99"] = quantile(spent_us, 0.99) or 0.0
+        for what in COUNTED:
+            found = [counts[what] for counts in self.counts]
+            values[f"step_{what}"] = sum(found) / len(found) if found else 0.0
+            values[f"step_{what}_max"] = max(found, default=0)
         return values

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tokencake_sglang.emulator.cost_meter import COUNTED
 from tokencake_sglang.emulator.report import MEAN
 
 Spread = dict[str, float] | None
@@ -39,6 +40,15 @@ RETURNS = (
     ("KV ready", "returns", "ready", "count"), ("ready share", "returns", "ready_share", "percent"),
     ("wasted over useful residency", "residency", "wasted_share", "percent"),
 )
+STEP_COST = (
+    ("steps measured", "real", "steps_measured", "count"),
+    *((f"{words} P50 us", "real", f"step_us_{share}_p50", "seconds") for words, share in (
+        ("SGLang", "sglang"), ("eviction", "eviction"), ("temporal half", "temporal"), ("spatial half", "spatial"),
+        ("both halves", "tokencake"))),
+    ("both halves mean us", "real", "step_us_tokencake", "seconds"),
+    ("both halves P99 us", "real", "step_us_tokencake_p99", "seconds"),
+    *((f"{what} a step", "real", f"step_{what}", "seconds") for what in COUNTED),
+)
 NO_CHANGE = "equally long"
 GROUP_PARTS = ("qps", "pool_tokens", "host_ratio", "link_gb_s", "seeds")
 Columns = tuple[tuple[str, str, str | None, str], ...]
@@ -53,6 +63,8 @@ def markdown(report: dict[str, Any]) -> str:
                   " configuration of the same cell).", _overview(groups)]
     for group in groups:
         parts += [f"## {title_of(group)[0].upper()}{title_of(group)[1:]}", *_group(group, report["cells"])]
+        if experiment["measure_from_s"]:
+            parts.append(_table(group["rows"], STEP_COST))
     return "\n\n".join(parts) + "\n"
 
 

@@ -23,10 +23,11 @@ from tokencake_sglang.core.plan import (
 from tokencake_sglang.core.types import Footprint, PoolView, WaitingView
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.offloads import Offloads
-from tokencake_sglang.engine.requests import held
+from tokencake_sglang.engine.requests import LiveRequests
 from tokencake_sglang.engine.uploads import Uploads
 
 WAITING_HEAD = 8  # waiting requests whose demand an upload must leave room for
+NO_DEMAND = {"waiting_head_tokens": None, "growth_tokens": None, "admission_tokens": None}
 WAITING_VIEWED = 64  # waiting requests that a policy sees which asks for them (`reads_waiting`)
 
 
@@ -39,7 +40,7 @@ class KvMover:
         self.done: list[MoveDone] = []
         self.offloads = Offloads(cache, self.done)
         self.uploads = Uploads(cache, scheduler, self.done)
-        self.waiting_viewed = WAITING_HEAD
+        self.waiting_viewed = 0  # waiting requests whose views a policy wants
         self.holds_back: Callable[[Any], bool] = lambda req: False  # whether a waiting request may not go yet
         self.costs = Costs()  # as rank 0 told it last
         self._pool: PoolView | None = None
@@ -51,39 +52,49 @@ class KvMover:
         landing = self.uploads.landing_tokens(key)
         return replace(footprint, landing_tokens=landing) if landing else footprint
 
-    def pool(self) -> PoolView:
+    def pool(self, demand: bool = True) -> PoolView:
         """Measured once a step, and again after each move that was started in it."""
-        if self._pool is None:
-            self._pool = self.measure_pool()
+        if self._pool is None or (demand and self._pool.waiting_head_tokens is None):
+            self._pool = self._measure(self.waiting_viewed) if demand else PoolView(**self._memory(), **NO_DEMAND)
         return self._pool
 
     def measure_pool(self) -> PoolView:
-        allocator, host = self.cache.token_to_kv_pool_allocator, self.cache.token_to_kv_pool_host
-        total = self.scheduler.max_total_num_tokens
+        """As of now, with the first waiting requests."""
+        return self._measure(max(WAITING_HEAD, self.waiting_viewed))
+
+    def _measure(self, viewed: int) -> PoolView:
         waiting = self.scheduler.waiting_queue
-        running = self.scheduler.running_batch.reqs
-        viewed = tuple(self._waiting_view(req) for req in waiting[:self.waiting_viewed])
-        head = [view for req, view in zip(waiting[:WAITING_HEAD], viewed, strict=False) if not self.holds_back(req)]
+        head = [req for req in waiting[:WAITING_HEAD] if not self.holds_back(req)]
+        missing = [self._missing_tokens(req) for req in head]
+        left = [req.sampling_params.max_new_tokens - len(req.output_ids) for req in self.scheduler.running_batch.reqs]
         return PoolView(
+            **self._memory(),
+            waiting_head_tokens=sum(missing),
+            waiting=tuple([self._waiting_view(req) for req in waiting[:viewed]]),
+            admission_tokens=self._admission_tokens(head[0], missing[0], left) if head else 0,
+            growth_tokens=sum([tokens for tokens in left if tokens > 0]),
+        )
+
+    def _memory(self) -> dict[str, Any]:
+        """What costs little to know."""
+        cache, host = self.cache, self.cache.token_to_kv_pool_host
+        total = self.scheduler.max_total_num_tokens
+        return dict(
             device_total=total,
-            device_free=allocator.available_size(),
-            device_evictable=self.cache.evictable_size(),
-            device_dead=self.cache.owners.dead_evictable_tokens(total),
+            device_free=cache.token_to_kv_pool_allocator.available_size(),
+            device_evictable=cache.evictable_size(),
+            device_dead=cache.owners.dead_evictable_tokens(total),
             host_total=host.size,
             host_free=host.available_size(),
-            waiting_requests=len(waiting),
-            waiting_head_tokens=sum(one.missing_tokens for one in head),
-            running_requests=len(running),
-            loads_in_flight=self.cache.loads_in_flight(),
+            waiting_requests=len(self.scheduler.waiting_queue),
+            running_requests=len(self.scheduler.running_batch.reqs),
+            loads_in_flight=cache.loads_in_flight(),
             load_slots=self.uploads.slots,
-            waiting=viewed,
-            admission_tokens=self._admission_tokens(head[0]) if head else 0,
-            growth_tokens=sum([max(0, req.sampling_params.max_new_tokens - len(req.output_ids)) for req in running]),
             costs=self.costs,
         )
 
-    def live_rids(self) -> frozenset[str]:
-        return frozenset([req.rid for req in held(self.scheduler) if req.finished_reason is None])
+    def live_rids(self) -> LiveRequests:
+        return LiveRequests(self.scheduler)
 
     # -- decisions ------------------------------------------------------------------------------------------
 
@@ -132,17 +143,27 @@ class KvMover:
     def moves_in_flight(self) -> list[dict[str, Any]]:
         return self.offloads.report() + self.uploads.report()
 
-    def _admission_tokens(self, head: WaitingView) -> int:
-        """What SGLang wants to find free or evictable when it admits that request (PrefillAdder.add_one_req)."""
-        scheduler = self.scheduler
-        ratio = scheduler.new_token_ratio_tracker.current
-        growth = sum(min(req.sampling_params.max_new_tokens - len(req.output_ids), CLIP_MAX_NEW_TOKENS) * ratio
-                     for req in scheduler.running_batch.reqs)
-        own = min(head.growth_tokens, CLIP_MAX_NEW_TOKENS)
-        return int(growth) + head.missing_tokens + own + self.cache.page_size + 1
+    def _admission_tokens(self, head: Any, missing: int, left: list[int]) -> int:
+        """What SGLang wants to find free or evictable when it admits that request, of whose prompt so many tokens are
+        missing (PrefillAdder.add_one_req). `left`: what each running request may still generate."""
+        ratio = self.scheduler.new_token_ratio_tracker.current
+        growth = sum([min(tokens, CLIP_MAX_NEW_TOKENS) * ratio for tokens in left])
+        own = min(_growth_tokens(head), CLIP_MAX_NEW_TOKENS)
+        return int(growth) + missing + own + self.cache.page_size + 1
+
+    def _missing_tokens(self, req: Any) -> int:
+        """Of its prompt, what its agent has not on the device."""
+        return max(0, _prompt_tokens(req) - self.cache.owners.device_tokens(agent_key(req)))
 
     def _waiting_view(self, req: Any) -> WaitingView:
-        key, prompt = agent_key(req), len(req.origin_input_ids) + len(req.output_ids)
-        there = self.cache.owners.device_tokens(key)
-        growth = max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
-        return WaitingView(key, prompt + growth, max(0, prompt - there), growth)
+        growth = _growth_tokens(req)
+        return WaitingView(agent_key(req), _prompt_tokens(req) + growth, self._missing_tokens(req), growth)
+
+
+def _prompt_tokens(req: Any) -> int:
+    return len(req.origin_input_ids) + len(req.output_ids)
+
+
+def _growth_tokens(req: Any) -> int:
+    """The most that it may still generate."""
+    return max(0, req.sampling_params.max_new_tokens - len(req.output_ids))

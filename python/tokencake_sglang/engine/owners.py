@@ -29,6 +29,15 @@ def owners_of(node: Node) -> dict[str, bool]:
     return getattr(node, "agent_owners", NO_OWNERS)
 
 
+def path_end(node: Node) -> int:
+    """Tokens from the root to the end of `node`. That never changes, also when a part of it or of what is above it
+    becomes a node of its own, so it is kept on the node."""
+    end = getattr(node, "path_tokens", None)
+    if end is None:
+        end = node.path_tokens = 0 if node.parent is None else path_end(node.parent) + len(node.key)
+    return end
+
+
 class OwnerIndex:
     """Owners of nodes. Does not change the tree; the cache calls it at the tree's own notifications."""
 
@@ -154,15 +163,12 @@ class OwnerIndex:
                         backed_up += tokens
             if has_copy:
                 host += tokens
-        path = restore = 0
-        node, on_host_only = self.leaf.get(key), True
-        while node is not None and node.parent is not None:
-            on_host_only = on_host_only and node.value is None
-            path += node.owned_tokens
-            if on_host_only:
-                restore += node.owned_tokens
+        restore, end = 0, self.leaf.get(key)
+        node = end
+        while node is not None and node.parent is not None and node.value is None:
+            restore += node.owned_tokens
             node = node.parent
-        return Footprint(device, host, unshared, restore, path, backed_up)
+        return Footprint(device, host, unshared, restore, 0 if end is None else path_end(end), backed_up)
 
     def device_tokens(self, key: str) -> int:
         """Of `footprint`."""
@@ -171,11 +177,8 @@ class OwnerIndex:
 
     def path_tokens(self, key: str) -> int:
         """Of `footprint`."""
-        tokens, node = 0, self.leaf.get(key)
-        while node is not None and node.parent is not None:
-            tokens += node.owned_tokens
-            node = node.parent
-        return tokens
+        end = self.leaf.get(key)
+        return 0 if end is None else path_end(end)
 
     def evicted_path(self, key: str) -> list[Node]:
         """Nodes of the agent's latest path that are on the host only, root side first."""

@@ -17,7 +17,8 @@ from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.owners import ANONYMOUS
 from tokencake_sglang.engine.pools import DevicePools
 from tokencake_sglang.engine.pools_state import memory_report, waiting_reasons
-from tokencake_sglang.engine.requests import held, on_device, runs_any
+from tokencake_sglang.engine.queue_order import QueueOrder
+from tokencake_sglang.engine.requests import count_on_device, held, runs_any
 
 
 class ProgramQueue:
@@ -34,6 +35,7 @@ class ProgramQueue:
         self.program_of: dict[str, str] = {ANONYMOUS: SHARED}  # agent -> its program
         self.device = DevicePools(scheduler, cache, controller, self.spatial, self.program_of)
         self.pools = self.device.pools
+        self._line = QueueOrder()
         self._at_the_door: dict[str, None] = {}  # requests that were counted there
         controller.queue_wait_s = lambda key: self.spatial.wait_s(self.program_of.get(key, key))
         controller.on_agent_gone = self.agent_ended
@@ -51,11 +53,13 @@ class ProgramQueue:
             tenant=(req.agent_metadata or {}).get(TENANT, "") if self.tells_tenants else "",
             expected_tokens=hints.expected_output_tokens, priority=hints.priority)
         self.spatial.request_added(self.controller.now, waiting, self._state)
+        self._line.joined(req)
         self.device.request_added(waiting)
 
     def request_ended(self, req: Any) -> None:
         self.spatial.request_ended(self.controller.now, req.rid, len(req.output_ids))
         self.pools.request_ended(req.rid)
+        self._line.left(req)
         self._at_the_door.pop(req.rid, None)
 
     def agent_ended(self, key: str) -> None:
@@ -67,15 +71,10 @@ class ProgramQueue:
     def order(self, queue: list[Any]) -> None:
         """Sort the queue in place and decide who waits at the door."""
         now = self.controller.now
-        if self.spatial.num_requests > len(queue) + len(on_device(self.scheduler)):
+        if self.spatial.num_requests > len(queue) + count_on_device(self.scheduler):
             self._forget_vanished()
-        if self.spatial.order_may_have_changed(now):
-            before = [req.rid for req in queue]
-            rids = self.spatial.order(now, before)
-            if rids is not None and rids != before:
-                by_rid = dict(zip(before, queue, strict=True))
-                if len(by_rid) == len(queue):
-                    queue[:] = map(by_rid.__getitem__, rids)
+        if self.spatial.follow(now):
+            self._line.sort(queue, self.spatial)
         self.spatial.admit(now, self._demand(), self._state)
         self.device.step()
 
@@ -96,6 +95,7 @@ class ProgramQueue:
         for req in reqs:
             self.spatial.request_admitted(self.controller.now, req.rid, req.extend_range.length)
             self.pools.request_admitted(req.rid)
+            self._line.left(req)
         inversions = self.spatial.critical_inversions([req.rid for req in reqs])
         self.controller.counters["critical_inversions"] += inversions
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tokencake_sglang.core.costs import Costs
-from tokencake_sglang.engine.owners import RANK_DEAD, RANK_PROTECTED, OwnerIndex, owners_of
+from tokencake_sglang.engine.owners import RANK_DEAD, RANK_PROTECTED, OwnerIndex, owners_of, path_end
 from tokencake_sglang.engine.victims import DEAD, EXPECTED, ORDINARY, PROTECTED, RECALLED, Place
 
 SOON_S = 0.05  # uses that are nearer than this count alike
@@ -92,8 +92,4 @@ class Worth:
 
 def _start(node: Node) -> int:
     """Tokens above the node."""
-    tokens, node = 0, node.parent
-    while node is not None and node.parent is not None:
-        tokens += len(node.key)
-        node = node.parent
-    return tokens
+    return path_end(node) - len(node.key)

@@ -6,8 +6,9 @@ Everything is in logarithms of a unit, so a curve serves durations (unit 1 s) an
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 from tokencake_sglang.core.forecast.forecast import LEVELS
 from tokencake_sglang.core.forecast.presets import Prior
@@ -29,41 +30,60 @@ class Curve:
     there lasts, in the median, once more as long as it has lasted).
     """
 
-    __slots__ = ("spread", "centre", "_points", "_below", "_end", "_far")
+    __slots__ = ("spread", "_own", "_values", "_points", "_below", "_end", "_far")
 
     def __init__(self, values: Sequence[float], prior: Prior) -> None:
         count = len(values)
         middle = (values[count // 2] + values[(count - 1) // 2]) / 2 if values else 0.0
-        deviations = MEAN_DEVIATION * sum(abs(value - middle) for value in values)
+        deviations = MEAN_DEVIATION * sum([abs(value - middle) for value in values])
         self.spread = (prior.spread + deviations) / (1 + count)
-        own = (prior.centre + count * middle) / (1 + count)
-        weighted = sorted([(value, 5) for value in values] + [(own + z * self.spread, 1) for z in NORMAL_FIFTHS])
-        reach = (NORMAL_END + NORMAL_FIFTHS[0]) * self.spread
-        total, passed = 5 * count + 5, 0
-        self._points, self._below = [weighted[0][0] - reach], [0.0]
-        for value, weight in weighted:
-            self._points.append(value)
-            self._below.append(_with_tail((passed + weight / 2) / total, prior.far_share))
-            passed += weight
-        self._points.append(weighted[-1][0] + reach)
-        self._below.append(1.0 - prior.far_share)
-        self._end = math.exp(self._points[-1])
-        self._far = prior.far_share
-        self.centre = self._value(0.5)
+        self._own = (prior.centre + count * middle) / (1 + count)
+        self._values, self._far = tuple(values), prior.far_share
+        self._points: list[float] = []
+
+    @property
+    def centre(self) -> float:
+        """The logarithm of the median."""
+        self._draw()
+        return self._value(0.5)
 
     def remaining(self, unit_s: float, elapsed_s: float) -> tuple[float, ...]:
         """Seconds left at LEVELS of a call that has lasted `elapsed_s` and still runs, rising with the level."""
-        alive = self._survival(elapsed_s / unit_s)
+        self._draw()
+        alive, far, end = self._survival(elapsed_s / unit_s), self._far, self._end
+        below, points, most = self._below, self._points, len(self._below) - 1
         found, last = [], 0.0
         for level in LEVELS:
             share = (1.0 - level) * alive  # of all calls, those that last longer
-            if share < self._far:
-                length = self._end * (self._far / share) ** (1.0 / TAIL_INDEX)
-            else:
-                length = math.exp(self._value(1.0 - share))
+            if share < far:
+                length = end * (far / share) ** (1.0 / TAIL_INDEX)
+            else:  # as `_value`
+                ended = 1.0 - share
+                above = min(bisect_right(below, ended), most)
+                low, start = below[above - 1], points[above - 1]
+                length = math.exp(start + (ended - low) / (below[above] - low) * (points[above] - start))
             last = max(last, length * unit_s - elapsed_s)
             found.append(last)
         return tuple(found)
+
+    def _draw(self) -> None:
+        """Lay the points out; only of a curve that is asked, since of two often only the spreads are compared."""
+        if self._points:
+            return
+        points, weights = list(self._values), [5] * len(self._values)
+        for z in NORMAL_FIFTHS:
+            value = self._own + z * self.spread
+            at = bisect_left(points, value)
+            points.insert(at, value)
+            weights.insert(at, 1)
+        total, far = 5 * len(self._values) + 5, self._far
+        below = [(passed - weight / 2) / total for passed, weight in zip(accumulate(weights), weights, strict=True)]
+        knee = bisect_right(below, KNEE)
+        below[knee:] = [_above_knee(share, far) for share in below[knee:]]
+        reach = (NORMAL_END + NORMAL_FIFTHS[0]) * self.spread
+        self._points = [points[0] - reach, *points, points[-1] + reach]
+        self._below = [0.0, *below, 1.0 - far]
+        self._end = math.exp(self._points[-1])
 
     def _survival(self, elapsed: float) -> float:
         """Share of calls that last longer than `elapsed` units."""
@@ -86,6 +106,6 @@ class Curve:
         return points[above - 1] + part * (points[above] - points[above - 1])
 
 
-def _with_tail(share: float, far_share: float) -> float:
+def _above_knee(share: float, far_share: float) -> float:
     """Makes room for the tail above KNEE, so that the median stays where it is."""
-    return share if share <= KNEE else KNEE + (share - KNEE) * (1.0 - KNEE - far_share) / (1.0 - KNEE)
+    return KNEE + (share - KNEE) * (1.0 - KNEE - far_share) / (1.0 - KNEE)

@@ -151,5 +151,7 @@ def _of_all(store: SampleStore) -> Samples | None:
 
 def _most_specific(store: SampleStore, agent_type: str | None, kind: str) -> Samples | None:
     """The most specific samples of which there are at least FEW, else the most specific there are."""
-    found = [samples for key in _keys(agent_type, kind) if (samples := store.get(key)) is not None]
-    return next((samples for samples in found if len(samples) >= FEW), found[0] if found else None)
+    mine, all_types = map(store.get, _keys(agent_type, kind))
+    if all_types is None or (mine is not None and (len(mine) >= FEW or len(all_types) < FEW)):
+        return mine
+    return all_types

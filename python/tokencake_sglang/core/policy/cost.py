@@ -23,7 +23,7 @@ SHORT_SHARE = 0.2  # free device memory below this share of the pool is short
 
 
 class CostPolicy:
-    reads_waiting = False
+    reads_waiting = reads_demand = False
 
     def __init__(self, config: TokenCakeConfig) -> None:
         self.config = config

@@ -8,7 +8,7 @@ from tokencake_sglang.core.types import AgentView, PoolView
 
 
 class NonePolicy:
-    reads_waiting = False
+    reads_waiting = reads_demand = False
 
     def __init__(self, config: TokenCakeConfig) -> None:
         pass

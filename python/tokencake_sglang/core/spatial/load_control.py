@@ -12,7 +12,7 @@ those that are away free of others costs more.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tokencake_sglang.core.spatial.means import Means
 from tokencake_sglang.core.spatial.programs import Program
@@ -39,8 +39,7 @@ def is_open(demand: Demand, balanced: bool) -> bool:
     return demand.beside > 0 and (balanced or demand.beside <= HIDDEN_CHUNK)
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """What a program wants of the memory: `held` now, `expected` at its largest (0: unknown)."""
 
     program: Program
@@ -49,17 +48,19 @@ class Claim:
     inside: bool  # it was let in before
 
 
-def at_the_door(claims: Iterable[Claim], capacity: int, now: float) -> list[str]:
-    """Names of the programs that have to wait; `claims` in order of age. The oldest never waits."""
-    total, waiting = 0.0, []
-    largest = 0
-    for number, claim in enumerate(claims):
-        wanted = max(float(claim.held), claim.expected or largest)
-        room = (ROOM_FOR_ALL if claim.inside else ROOM_FOR_NEW) * capacity
-        too_much = total + (claim.held if claim.inside else wanted) > room
-        if number and (waiting or too_much) and now - claim.program.arrived_at < DOOR_WAIT_S:
-            waiting.append(claim.program.name)
-            continue
-        total += claim.held if claim.inside else wanted
-        largest = max(largest, claim.held)
-    return waiting
+def let_in(claims: Iterable[Claim], capacity: int, now: float) -> list[Claim]:
+    """Those that may use the memory, the first of `claims`, which come in order of age: all others have to wait, and
+    are not looked at. The oldest never waits."""
+    total, largest = 0.0, 0
+    room_for_all, room_for_new = ROOM_FOR_ALL * capacity, ROOM_FOR_NEW * capacity
+    inside: list[Claim] = []
+    for claim in claims:
+        program, held, expected, was_inside = claim
+        wanted = held if was_inside else max(float(held), expected or largest)
+        too_much = total + wanted > (room_for_all if was_inside else room_for_new)
+        if inside and too_much and now - program.arrived_at < DOOR_WAIT_S:
+            break  # those behind it are younger
+        inside.append(claim)
+        total += wanted
+        largest = max(largest, held)
+    return inside

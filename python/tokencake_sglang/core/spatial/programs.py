@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from tokencake_sglang.core.spatial.views import Waiting
 
@@ -94,9 +95,11 @@ class ProgramTable:
     def at_it(self, now: float, state: AgentState) -> list[Program]:
         """Programs of agents that are at it, the oldest first. Does not look at those that were not the last time and
         had no request since."""
-        for name in [name for name, program in self._at_it.items() if not self.is_at_it(now, program, state)]:
+        over = [name for name, program in self._at_it.items()
+                if not program.rids and not self.is_at_it(now, program, state)]
+        for name in over:
             del self._at_it[name]
-        return sorted(self._at_it.values(), key=lambda program: program.order)
+        return sorted(self._at_it.values(), key=attrgetter("order"))
 
     def is_at_it(self, now: float, program: Program, state: AgentState) -> bool:
         """Whether it has requests, or has only been away: for a call, or for a moment."""

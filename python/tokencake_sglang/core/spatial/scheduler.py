@@ -18,7 +18,7 @@ from itertools import islice
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.spatial.affinity import affinity
-from tokencake_sglang.core.spatial.load_control import Claim, Peaks, at_the_door, is_open
+from tokencake_sglang.core.spatial.load_control import Claim, Peaks, is_open, let_in
 from tokencake_sglang.core.spatial.output_lengths import OutputLengths
 from tokencake_sglang.core.spatial.pace import Pace
 from tokencake_sglang.core.spatial.programs import AgentState, Program, ProgramTable
@@ -156,20 +156,51 @@ class SpatialScheduler:
         """The waiting requests in the order in which to try them; None if that has not changed since the last call.
 
         Requests that were never added keep their places behind all others."""
+        return self.order_of(rids) if self.follow(now) else None
+
+    def follow(self, now: float) -> bool:
+        """Put those that have come, and those whose rank has changed, into their places. Whether the order may be
+        another than at the last call."""
         if not self.order_may_have_changed(now):
-            return None
+            return False
         is_due = self._changed or now - self._ranked_at >= RANKS_LAST_S
         if is_due and now - self._placed_at >= RANKS_LAST_S:
             self._placed_at = now
             self._order.renew()
         if not self._order.place(now, now - self.config.seniority_s) and not is_due:
-            return None
+            return False
         self._changed, self._ranked_at = False, now if is_due else self._ranked_at
-        pools, unknown = self._order.of(rids)
+        return True
+
+    @property
+    def num_placed(self) -> int:
+        """Requests that wait, as far as it was told."""
+        return self._order.num_placed
+
+    def arrivals(self) -> list[tuple[int, str]] | None:
+        """After `follow`, for a queue of all that wait which was in order before: where those that have come have to
+        stand, the first first, if that is all. None: ask `order_of_all`."""
+        found = self._order.arrivals()
+        if found is not None:
+            self._look_at_pools(self._order.lines())
+        return found
+
+    def order_of_all(self) -> list[str]:
+        """As `order`, after `follow`, for a queue of all that wait."""
+        return self._whole_order(self._order.lines(), [])
+
+    def order_of(self, rids: Sequence[str]) -> list[str]:
+        """As `order`, after `follow`."""
+        return self._whole_order(*self._order.of(rids))
+
+    def _whole_order(self, pools: dict[Pool, list[str]], unknown: list[str]) -> list[str]:
+        self._look_at_pools(pools)
+        return self._interleaved(pools) + unknown
+
+    def _look_at_pools(self, pools: dict[Pool, list[str]]) -> None:
         self.shares.update(pools)
         self._turns = len(pools) > 1
         self._waiting_orders = self._order.orders()
-        return self._interleaved(pools) + unknown
 
     def waits(self, program: Program) -> int:
         """How many of its requests wait."""
@@ -204,18 +235,16 @@ class SpatialScheduler:
                 self._inside.setdefault(self._let_in, 0)
 
     def _look(self, now: float, demand: Demand, state: AgentState) -> None:
-        """At all programs that are at it: the more there are, the less often."""
-        claims = [
-            Claim(p, demand.held.get(p.name, 0), self.peaks.of(p.application) or 0.0, p.name in self._inside)
-            for p in self.programs.at_it(now, state)]
-        held = frozenset(at_the_door(claims, demand.capacity, now))
-        for claim in claims:
-            name = claim.program.name
-            if name not in held:
-                self._inside[name] = max(self._inside.get(name, 0), claim.held)
-        self.held_back = held
+        """At the programs that are at it: the more there are, the less often."""
+        programs = self.programs.at_it(now, state)
+        holding, peak_of, known = demand.held, self.peaks.of, self._inside
+        claims = (Claim(p, holding.get(p.name, 0), peak_of(p.application) or 0.0, p.name in known) for p in programs)
+        inside = let_in(claims, demand.capacity, now)
+        for program, held, *_ in inside:
+            known[program.name] = max(known.get(program.name, 0), held)
+        self.held_back = frozenset([program.name for program in programs[len(inside):]])
         self._newest = self.programs.arrivals
-        self._look_at = now + min(LOOK_AT_MOST_S, max(LOOK_EVERY_S, LOOK_FOR_EACH_S * len(claims)))
+        self._look_at = now + min(LOOK_AT_MOST_S, max(LOOK_EVERY_S, LOOK_FOR_EACH_S * len(programs)))
 
     def holds_back(self, rid: str) -> bool:
         """Those that waited when it was last looked, and if any did, those that have come since."""

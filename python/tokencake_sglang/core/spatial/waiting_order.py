@@ -50,9 +50,13 @@ class Line:
         self.rids.insert(at, rank[-1])
 
     def remove(self, rank: Rank) -> None:
+        at = self.place_of(rank)
+        del self._ranks[at], self.rids[at]
+
+    def place_of(self, rank: Rank) -> int:
         at = bisect_left(self._ranks, rank)
         assert self._ranks[at] == rank
-        del self._ranks[at], self.rids[at]
+        return at
 
     def oldest(self) -> list[str]:
         """Of the requests that go by their programs' age, the first of each affinity: there, its program has come
@@ -75,6 +79,8 @@ class WaitingOrder:
         self._changing: dict[str, Entry] = {}  # those whose rank may change
         self._to_renew: deque[str] = deque()
         self._orders: list[int] = []  # of the programs that those in the lines are of, ascending
+        self._came: list[Entry] = []  # those that the last `place` has put into a line first
+        self._have_moved = False  # and whether it has moved others
 
     def add(self, entry: Entry) -> None:
         """It waits from now on; it has its place after the next `place`."""
@@ -105,8 +111,8 @@ class WaitingOrder:
     def place(self, now: float, oldest: float) -> bool:
         """Put those that have come and those that have changed into their places; programs that came before `oldest`
         have passed the seniority. Whether any rank is another than before."""
-        moved = bool(self._new)
-        for entry in self._new.values():
+        self._came, moved = list(self._new.values()), False
+        for entry in self._came:
             self._put(entry, self._look_up(now, entry, oldest))
             insort(self._orders, entry.program.order)
             self._entries[entry.waiting.rid] = entry
@@ -119,12 +125,29 @@ class WaitingOrder:
             while due := [e for e in map(self._entries.__getitem__, line.oldest()) if e.program.arrived_at < oldest]:
                 for entry in due:
                     moved |= self._move(entry, _by_its_own_age(entry))
-        return moved
+        self._have_moved = moved
+        return moved or bool(self._came)
+
+    @property
+    def num_placed(self) -> int:
+        return len(self._entries)
+
+    def arrivals(self) -> list[tuple[int, str]] | None:
+        """Right after `place`, where all it has done was to put new ones among those of one pool: the place and the id
+        of each, ascending. None: more has changed."""
+        if self._have_moved or len(self._lines) != 1:
+            return None
+        (line,) = self._lines.values()
+        return sorted([(line.place_of(entry.rank), entry.waiting.rid) for entry in self._came])
+
+    def lines(self) -> dict[Pool, list[str]]:
+        """All that have their places, in order, by pool; lists not to be changed."""
+        return {pool: line.rids for pool, line in self._lines.items()}
 
     def of(self, rids: Sequence[str]) -> tuple[dict[Pool, list[str]], list[str]]:
         """The ones of `rids` that wait, in order, by pool (lists not to be changed); the others as they stand."""
         if len(rids) == len(self._entries) and self._entries.keys() >= set(rids):
-            return {pool: line.rids for pool, line in self._lines.items()}, []
+            return self.lines(), []
         here = set(rids)
         lines = {pool: [rid for rid in line.rids if rid in here] for pool, line in self._lines.items()}
         others = [rid for rid in rids if rid not in self._entries]
