@@ -62,7 +62,9 @@ class TokenCakeExtension(SchedulerExtension):
         self.cache.on_step = self._on_step
         self.cache.on_request_ended = self.controller.request_ended
         self.queue = ProgramQueue(scheduler, self.cache, self.controller) if config.order == "program" else None
-        self.mover.holds_back = self.holds_back
+        if self.queue is not None:
+            self.mover.would_hold_back = self.queue.would_hold_back
+        self.mover.expected_new_tokens = self.expected_new_tokens
         self.cache.on_request_finished = self._on_request_finished
         self.parking = Parking(scheduler, self.cache, self.limit_chunk)
         self.cache.on_reset = self._on_reset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -40,7 +41,8 @@ class KvMover:
         self.offloads = Offloads(cache, self.done)
         self.uploads = Uploads(cache, scheduler, self.done)
         self.waiting_viewed = WAITING_HEAD
-        self.holds_back: Callable[[Any], bool] = lambda req: False  # whether a waiting request may not go yet
+        self.would_hold_back: Callable[[Any], bool] = lambda req: False  # whether a waiting request may not go yet
+        self.expected_new_tokens: Callable[[Any], float] = lambda req: math.inf  # as the admission counts
         self.costs = Costs()  # as rank 0 told it last
         self._pool: PoolView | None = None
 
@@ -63,7 +65,8 @@ class KvMover:
         waiting = self.scheduler.waiting_queue
         running = self.scheduler.running_batch.reqs
         viewed = tuple(self._waiting_view(req) for req in waiting[:self.waiting_viewed])
-        head = [view for req, view in zip(waiting[:WAITING_HEAD], viewed, strict=False) if not self.holds_back(req)]
+        head = [(req, view) for req, view in zip(waiting[:WAITING_HEAD], viewed, strict=False)
+                if not self.would_hold_back(req)]
         return PoolView(
             device_total=total,
             device_free=allocator.available_size(),
@@ -72,12 +75,12 @@ class KvMover:
             host_total=host.size,
             host_free=host.available_size(),
             waiting_requests=len(waiting),
-            waiting_head_tokens=sum(one.missing_tokens for one in head),
+            waiting_head_tokens=sum(view.missing_tokens for _, view in head),
             running_requests=len(running),
             loads_in_flight=self.cache.loads_in_flight(),
             load_slots=self.uploads.slots,
             waiting=viewed,
-            admission_tokens=self._admission_tokens(head[0]) if head else 0,
+            admission_tokens=self._admission_tokens(*head[0]) if head else 0,
             growth_tokens=sum([max(0, req.sampling_params.max_new_tokens - len(req.output_ids)) for req in running]),
             costs=self.costs,
         )
@@ -132,14 +135,18 @@ class KvMover:
     def moves_in_flight(self) -> list[dict[str, Any]]:
         return self.offloads.report() + self.uploads.report()
 
-    def _admission_tokens(self, head: WaitingView) -> int:
-        """What SGLang wants to find free or evictable when it admits that request (PrefillAdder.add_one_req)."""
-        scheduler = self.scheduler
-        ratio = scheduler.new_token_ratio_tracker.current
-        growth = sum(min(req.sampling_params.max_new_tokens - len(req.output_ids), CLIP_MAX_NEW_TOKENS) * ratio
-                     for req in scheduler.running_batch.reqs)
-        own = min(head.growth_tokens, CLIP_MAX_NEW_TOKENS)
-        return int(growth) + head.missing_tokens + own + self.cache.page_size + 1
+    def _admission_tokens(self, first: Any, view: WaitingView) -> int:
+        """What SGLang wants to find free or evictable when it admits that request (PrefillAdder.add_one_req), which
+        counts no request with more than is expected of it."""
+        ratio = self.scheduler.new_token_ratio_tracker.current
+        growth = sum(min(self._most_new_tokens(req) * ratio, self.expected_new_tokens(req))
+                     for req in self.scheduler.running_batch.reqs)
+        own = min(self._most_new_tokens(first), self.expected_new_tokens(first))
+        return int(growth + own) + view.missing_tokens + self.cache.page_size + 1
+
+    @staticmethod
+    def _most_new_tokens(req: Any) -> int:
+        return min(max(0, req.sampling_params.max_new_tokens - len(req.output_ids)), CLIP_MAX_NEW_TOKENS)
 
     def _waiting_view(self, req: Any) -> WaitingView:
         key, prompt = agent_key(req), len(req.origin_input_ids) + len(req.output_ids)

@@ -31,7 +31,7 @@ class ProgramQueue:
         self.tells_tenants = bool(controller.config.tenant_header)  # else whoever names one would gain by it
         self.spatial.place = controller.runs.place
         self.program_of: dict[str, str] = {ANONYMOUS: SHARED}  # agent -> its program
-        self.device = DevicePools(scheduler, cache, controller, self.spatial, self.program_of)
+        self.device = DevicePools(scheduler, cache, controller, self.spatial, self.program_of, self._state)
         self.pools = self.device.pools
         self._at_the_door: dict[str, None] = {}  # requests that were counted there
         controller.queue_wait_s = lambda key: self.spatial.wait_s(self.program_of.get(key, key))
@@ -85,6 +85,10 @@ class ProgramQueue:
             self._at_the_door[req.rid] = None
             self.controller.counters["denied_by_door"] += 1
         return True
+
+    def would_hold_back(self, req: Any) -> bool:
+        """The same as a question, at any time: nothing is counted, and no room is taken for the request."""
+        return self.spatial.holds_back(req.rid) or self.pools.would_pass_over(self.controller.now, req.rid)
 
     def expected_new_tokens(self, req: Any) -> float:
         """For SGLang's admission: what is left of the forecast. A request that went beyond it is of SGLang's count."""

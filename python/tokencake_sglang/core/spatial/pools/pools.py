@@ -48,6 +48,7 @@ class Pools:
 
     def __init__(self, config: TokenCakeConfig) -> None:
         self.shares = parse_shares(config.tenant_shares)
+        self._has_ceilings = any(share.ceiling < 1.0 for share in self.shares.values())
         self._sizes: Sizes | None = SIZES[config.pools]() if config.pools in SIZES else None
         self.is_on = bool(self.shares) or self._sizes is not None
         self.gate = Gate(shares=self.shares)
@@ -58,6 +59,7 @@ class Pools:
         self.importance: Callable[[str], float] = lambda agent: 0.0
         self.order_of: Callable[[str], int] = lambda agent: 0  # of its program's arrival
         self.returning: Callable[[float], Iterable[tuple[str, int]]] = lambda by: ()
+        self.agents_at_it: Callable[[], Iterable[str]] = lambda: ()  # of programs with requests, or only away
         self._requests: dict[str, _Request] = {}
         self._denials_of: dict[Pool, int] = {}
         self._retractions_of: dict[Pool, int] = {}
@@ -129,11 +131,15 @@ class Pools:
             if not request.runs and not is_at_the_door(rid):
                 waiting[request.account] = waiting.get(request.account, 0) + 1
         self.gate.total = device.total
-        self.gate.see(used, waiting)
+        self.gate.see(used, waiting, self._tenants_at_it() if self._has_ceilings else ())
         if self._sizes is not None and now >= self._size_at:
             self._size_at = now + self._sizes.interval_s
             usage = sum(used.values()) / max(1, device.total)
             self.gate.reserved = self._sizes.update(device.total, usage, self._facts(now))
+
+    def _tenants_at_it(self) -> set[str]:
+        found = {request.account.tenant for request in self._requests.values()}
+        return found | {self.account_of[agent].tenant for agent in self.agents_at_it() if agent in self.account_of}
 
     def begin_step(self, runs_any: bool) -> None:
         """The queue is gone through from its head."""
@@ -150,7 +156,7 @@ class Pools:
             return False
         if rid in self._passed:
             return False
-        request.denial = self._denial(now, request)
+        request.denial = self._denial(now, request, self.gate.denial)
         if request.denial is None:
             self._lets_one_in = False
             self._passed[rid] = request
@@ -162,11 +168,18 @@ class Pools:
             self._denials_of[request.account.pool] = self._denials_of.get(request.account.pool, 0) + 1
         return True
 
-    def _denial(self, now: float, request: _Request) -> str | None:
+    def would_pass_over(self, now: float, rid: str) -> bool:
+        """The same as a question about this request alone: nothing is taken or counted."""
+        request = self._requests.get(rid)
+        if request is None or not self.is_on or rid in self._passed:
+            return False
+        return self._denial(now, request, self.gate.would_deny) is not None
+
+    def _denial(self, now: float, request: _Request, ask: Callable[[Account, int, int], str | None]) -> str | None:
         """What ran before, and the first one on a device on which nothing runs, may always go."""
         if request.ran or self._lets_one_in:
             return None
-        reason = self.gate.denial(request.account, request.need, self.order_of(request.waiting.agent))
+        reason = ask(request.account, request.need, self.order_of(request.waiting.agent))
         waited_s = 0.0 if request.denied_since is None else now - request.denied_since
         return None if reason != CEILING and waited_s >= PASSED_OVER_S else reason
 
