@@ -267,5 +267,8 @@ def test_a_graph_that_was_posted_orders_the_requests_of_a_program_and_shows_in_t
         {"rid": "long", "program": "run", "path_s": 2.5, "reason": "memory"}]
     assert [run["nodes_running"] for run in report["runs"]] == [["short", "long"]]
     assert report["counters"]["critical_inversions"] == 1 and report["num_graphs"] == 1
+    assert report["queue"]["critical_inversions"] == [
+        {"at": server.controller.now, "program": "run", "rid": "short", "path_s": 0.25, "passed": "long",
+         "passed_path_s": 2.5, "reason": "memory"}]
     assert server.control("show_graph", graph_id=posted["graph_id"])[1]["critical_path"] == ["long"]
     assert server.control("graph", nodes=[])[0] == 400 and server.control("show_graph", graph_id="?")[0] == 404

@@ -328,6 +328,31 @@ class TestState:
             queue.step(r=150, seconds=PASSED_OVER_S)
             assert queue.passed("a", "b") == ["b"]
 
+    def test_a_large_request_behind_a_ceiling_is_not_kept_out_by_small_ones_of_its_tenant_for_ever(self):
+        """One small request of the tenant is always in use: none is let in any more after a minute."""
+        queue = Queue(pools="none", tenant_header="x-tenant", tenant_shares="acme=0:0.3")
+        for rid, tenant, need in (("r", "acme", 50), ("large", "acme", 290), ("b", "beta", 10)):
+            queue.add(rid, "main", need, tenant=tenant)
+        queue.pools.request_admitted("r")
+        queue.pools.request_admitted("b")
+        running = ["r"]
+        for number in range(int(2 * PASSED_OVER_S)):
+            queue.add(f"s{number}", "main", 50, tenant="acme")
+            queue.step(seconds=1.0, b=10, **dict.fromkeys(running, 50))
+            went = queue.passed("large", f"s{number}")
+            if "large" in went:
+                break
+            for rid in running:
+                queue.pools.request_ended(rid)
+            running = went
+            for rid in running:
+                queue.pools.request_admitted(rid)
+        assert PASSED_OVER_S < queue.now < PASSED_OVER_S + 3.0
+        queue.pools.request_admitted("large")
+        queue.pools.request_ended("large")
+        queue.step(seconds=1.0, b=10)
+        assert queue.passed(f"s{number}") == [f"s{number}"], "the small ones go on once it has gone"
+
     @pytest.mark.parametrize(("other", "tenant", "bound"), [
         ("runs", "beta", True), ("is away for a call", "beta", True), ("is over", "beta", False),
         ("runs", "acme", False), ("is away for a call", "acme", False)])

@@ -6,6 +6,7 @@ Sits behind calls of SGLang's scheduler (patches 0005, 0006) and translates: req
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any
 
 from tokencake_sglang.core.controller import Controller
@@ -16,8 +17,10 @@ from tokencake_sglang.core.types import TENANT, AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.owners import ANONYMOUS
 from tokencake_sglang.engine.pools import DevicePools
-from tokencake_sglang.engine.pools_state import memory_report, waiting_reasons
+from tokencake_sglang.engine.pools_state import MEMORY, memory_report, waiting_reasons
 from tokencake_sglang.engine.requests import held, on_device, runs_any
+
+INVERSIONS_KEPT = 64  # for the live state
 
 
 class ProgramQueue:
@@ -34,6 +37,7 @@ class ProgramQueue:
         self.device = DevicePools(scheduler, cache, controller, self.spatial, self.program_of, self._state)
         self.pools = self.device.pools
         self._at_the_door: dict[str, None] = {}  # requests that were counted there
+        self._inversions: deque[dict[str, Any]] = deque(maxlen=INVERSIONS_KEPT)
         controller.queue_wait_s = lambda key: self.spatial.wait_s(self.program_of.get(key, key))
         controller.on_agent_gone = self.agent_ended
         cache.owners.program_of = lambda key: self.program_of.get(key, key)
@@ -107,7 +111,10 @@ class ProgramQueue:
             self.spatial.request_admitted(self.controller.now, req.rid, req.extend_range.length)
             self.pools.request_admitted(req.rid)
         inversions = self.spatial.critical_inversions([req.rid for req in reqs])
-        self.controller.counters["critical_inversions"] += inversions
+        self.controller.counters["critical_inversions"] += len(inversions)
+        self._inversions.extend(
+            {"at": self.controller.now, **one._asdict(), "reason": self.pools.denial(one.passed) or MEMORY}
+            for one in inversions)
 
     def report(self, most: int) -> dict[str, Any]:
         """For the live state: up to `most` programs that have requests, the oldest first, as many waiting requests, and
@@ -127,6 +134,7 @@ class ProgramQueue:
                       for (tenant, kind), service in sorted(spatial.shares.times().items())],
             "shared_kv_tokens": ledger.held(SHARED), "owned_kv_tokens": ledger.total,
             "admissions_per_s": spatial.pace.per_s,
+            "critical_inversions": list(self._inversions)[::-1],
         }
 
     def _forget_vanished(self) -> None:

@@ -17,7 +17,7 @@ from tokencake_sglang.core.tenant_shares import parse_shares
 
 LOOK_EVERY_S = 0.1  # at who uses how much
 RECALL_EVERY_S = 1.0  # at most: it looks at the whole tree
-PASSED_OVER_S = 60.0  # at most, for the sake of a reserve or a floor
+PASSED_OVER_S = 60.0  # at most, for the sake of a reserve or a floor; for its ceiling, before its tenant makes room
 SOON_S = 1.0  # a stalled agent that is expected within this counts as critical work that comes next
 CRITICAL_IMPORTANCE = 9.0  # of 10: its path is at least 0.9 of the longest of its run
 
@@ -65,6 +65,7 @@ class Pools:
         self._retractions_of: dict[Pool, int] = {}
         self._passed: dict[str, _Request] = {}  # of this step, not admitted yet
         self._lets_one_in = False  # nothing runs
+        self._makes_room: dict[str, str] = {}  # tenant -> its request for which those behind wait in this step
         self._look_at = self._size_at = self._recall_at = -math.inf
 
     # -- events ---------------------------------------------------------------------------------------------
@@ -146,6 +147,7 @@ class Pools:
         for request in self._passed.values():
             self.gate.give_back(request.account, request.need)
         self._passed.clear()
+        self._makes_room.clear()
         self._lets_one_in = not runs_any
         self.gate.begin_step()
 
@@ -162,6 +164,8 @@ class Pools:
             self._passed[rid] = request
             self.gate.take(request.account, request.need)
             return False
+        if request.denial == CEILING and self._has_waited(now, request):
+            self._makes_room.setdefault(request.account.tenant, rid)
         if request.denied_since is None:
             request.denied_since = now
             self.on_denied(request.denial)
@@ -176,12 +180,18 @@ class Pools:
         return self._denial(now, request, self.gate.would_deny) is not None
 
     def _denial(self, now: float, request: _Request, ask: Callable[[Account, int, int], str | None]) -> str | None:
-        """What ran before, and the first one on a device on which nothing runs, may always go."""
+        """What ran before, and the first one on a device on which nothing runs, may always go. A request that its own
+        tenant's smaller ones would keep beyond the ceiling for ever goes before them: they wait until it fits."""
         if request.ran or self._lets_one_in:
             return None
+        if self._makes_room.get(request.account.tenant, request.waiting.rid) != request.waiting.rid:
+            return CEILING
         reason = ask(request.account, request.need, self.order_of(request.waiting.agent))
-        waited_s = 0.0 if request.denied_since is None else now - request.denied_since
-        return None if reason != CEILING and waited_s >= PASSED_OVER_S else reason
+        return None if reason != CEILING and self._has_waited(now, request) else reason
+
+    @staticmethod
+    def _has_waited(now: float, request: _Request) -> bool:
+        return request.denied_since is not None and now - request.denied_since >= PASSED_OVER_S
 
     # -- what is lent ---------------------------------------------------------------------------------------
 
