@@ -40,11 +40,11 @@ def run_beside_an_endless_program(
     from tokencake_sglang.emulator.run import run_workload
     from tokencake_sglang.emulator.spec import RunSpec
 
-    def call(name: str, agent: str, after: tuple[str, ...] = ()) -> Call:
-        return Call(name, agent, "any", (Text(name, 200),), 20, after)
+    def call(name: str, agent: str, after: tuple[str, ...] = (), output_tokens: int = 20) -> Call:
+        return Call(name, agent, "any", (Text(name, 200),), output_tokens, after)
 
     endless = tuple(
-        call(f"{chain}-{number}", f"a{chain}", (f"{chain}-{number - 1}",) if number else ())
+        call(f"{chain}-{number}", f"a{chain}", (f"{chain}-{number - 1}",) if number else (), 17 + chain)
         for number in range(length) for chain in range(chains))
     programs = (Program("endless", endless, tenant=tenants[0]),
                 Program("poor", (call("only", "a"),), arrival_s=1.0, tenant=tenants[1]))
