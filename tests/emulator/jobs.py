@@ -31,21 +31,23 @@ def run_program(calls: list[dict[str, Any]], spec: dict[str, Any]) -> dict[str, 
     return run_workload(run_spec, Workload("one", (Program("app", tuple(made)),)), load_profile(run_spec.profile))
 
 
-def run_beside_an_endless_program(spec: dict[str, Any], chains: int, length: int) -> dict[str, float]:
+def run_beside_an_endless_program(
+        spec: dict[str, Any], chains: int, length: int, tenants: tuple[str, str] = ("", "")) -> dict[str, float]:
     """When things end (seconds): `endless`, a program of `chains` agents with `length` calls each, and `poor`, one of a
-    single call that arrives a second later; and when the poor one is scheduled."""
+    single call that arrives a second later; and when the poor one is scheduled. `tenants` are those of the two."""
     from tokencake_sglang.emulator.profile import load_profile
     from tokencake_sglang.emulator.program import Call, Program, Text, Workload
     from tokencake_sglang.emulator.run import run_workload
     from tokencake_sglang.emulator.spec import RunSpec
 
-    def call(name: str, agent: str, after: tuple[str, ...] = ()) -> Call:
-        return Call(name, agent, "any", (Text(name, 200),), 20, after)
+    def call(name: str, agent: str, after: tuple[str, ...] = (), output_tokens: int = 20) -> Call:
+        return Call(name, agent, "any", (Text(name, 200),), output_tokens, after)
 
     endless = tuple(
-        call(f"{chain}-{number}", f"a{chain}", (f"{chain}-{number - 1}",) if number else ())
+        call(f"{chain}-{number}", f"a{chain}", (f"{chain}-{number - 1}",) if number else (), 17 + chain)
         for number in range(length) for chain in range(chains))
-    programs = Program("endless", endless), Program("poor", (call("only", "a"),), arrival_s=1.0)
+    programs = (Program("endless", endless, tenant=tenants[0]),
+                Program("poor", (call("only", "a"),), arrival_s=1.0, tenant=tenants[1]))
     run_spec = RunSpec.from_dict(spec)
     result = run_workload(run_spec, Workload("two", programs), load_profile(run_spec.profile))
     ends = {app["app_id"]: app["end_s"] for app in result["apps"]}

@@ -93,11 +93,11 @@ def test_the_base_extension_does_nothing(name):
     assert not getattr(SchedulerExtension(), name)(*arguments)
 
 
-def beside_an_endless_program(emulations, seniority_s):
-    settings = {"order": "program", "seniority_s": seniority_s}
+def beside_an_endless_program(emulations, seniority_s, tenants=("", ""), **settings):
+    settings = {"order": "program", "seniority_s": seniority_s, **settings}
     configuration = {"name": "program", "server_args": {"max_running_requests": 2}, "tokencake": settings}
     spec = code_writer(configuration, pool_tokens=8000)
-    return emulations.run(JOBS + "run_beside_an_endless_program", spec, 6, 30)
+    return emulations.run(JOBS + "run_beside_an_endless_program", spec, 6, 30, tenants)
 
 
 def test_a_request_behind_endless_older_ones_runs_once_it_has_waited_for_the_seniority(emulations):
@@ -106,3 +106,15 @@ def test_a_request_behind_endless_older_ones_runs_once_it_has_waited_for_the_sen
     assert unbounded["scheduled"] > 25.0, "the older program keeps it waiting as long as it lasts"
     assert 8.0 < bounded["scheduled"] < 12.0
     assert bounded["poor"] < bounded["endless"] / 2
+
+
+@pytest.mark.parametrize(("tenants", "shares", "least", "most"), [
+    (("rich", "rich"), "", 8.0, 12.0), (("rich", "rich"), "rich=0:0.1", 8.0, 12.0),
+    (("rich", "poor"), "", 1.0, 3.0), (("rich", "poor"), "poor=0:0.01", 1.0, 3.0)])
+def test_the_bound_on_waiting_holds_among_the_requests_of_a_tenant_and_another_tenant_comes_in_turn(
+        emulations, tenants, shares, least, most):
+    """A ceiling below what it needs does not keep it away. Requests end one by one, so that something always runs."""
+    found = beside_an_endless_program(
+        emulations, 8.0, tenants, tenant_header="x-tenant", tenant_shares=shares)
+    assert least <= found["scheduled"] < most
+    assert found["endless"] > found["poor"]

@@ -137,6 +137,36 @@ def test_a_tenant_above_its_ceiling_is_passed_over_while_another_waits(make):
     assert server.counters["denied_by_ceiling"] == 1
 
 
+@pytest.mark.parametrize(("kind", "bound"), [("search", True), ("human", False)])
+def test_a_ceiling_holds_while_an_agent_of_another_tenant_is_away_for_a_call_and_not_for_a_person(make, kind, bound):
+    server = PoolServer(make(device_tokens=DEVICE, host_tokens=256), pools="none", tenant_header="x-tenant",
+                        tenant_shares="greedy=0:0.4")
+    server.h.finish(server.run(server.queue(NEXT, "main", "modest", app="other")))
+    server.control("event", event="stall_started", agent_id="main", kind=kind, estimated_duration_s=90.0, call_id="c")
+    server.run(server.queue(MAIN, None, "greedy"))
+    server.wait(60.0)
+    greedy = server.queue(REST, None, "greedy")
+    server.step()
+    assert server.extension.holds_back(greedy) == bound
+    server.control("event", event="agent_finished", agent_id="main")
+    server.step()
+    assert not server.extension.holds_back(greedy), "work conserving: nobody else is at it"
+
+
+def test_what_the_pool_looks_like_is_a_question_without_effects(make):
+    server = PoolServer(make(device_tokens=DEVICE, host_tokens=256), pools="none", tenant_header="x-tenant",
+                        tenant_shares="greedy=0:0.4,modest=0.3:1")
+    server.run(server.queue(MAIN, None, "greedy"))
+    server.queue(REST, None, "greedy")
+    server.queue(NEXT, None, "modest")
+    server.step()
+    gate = server.pools.gate
+    before = dict(gate.used_by_tenant), dict(gate.waiting)
+    mover = server.extension.mover
+    assert mover.measure_pool().waiting_head_tokens == len(NEXT), "only what may go needs room"
+    assert (gate.used_by_tenant, gate.waiting) == before and server.counters["denied_by_ceiling"] == 0
+
+
 def test_the_state_accounts_for_every_token_by_pool_and_agent(server):
     server.serve(MAIN, "main")
     server.serve([*MAIN[:32], *NEXT], "rest")

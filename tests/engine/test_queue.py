@@ -209,6 +209,28 @@ def test_admission_counts_with_what_is_left_of_the_forecast_and_beyond_it_as_sgl
     assert left == [12, 7, math.inf, math.inf]
 
 
+@pytest.mark.parametrize("admission", ["forecast", "max-tokens"])
+def test_the_room_that_admission_wants_is_that_of_the_forecast_where_admission_goes_by_it(make, admission):
+    """Both requests ask for 1,000 tokens; their client expects 6 of the running one and 9 of the waiting one."""
+    server = Server(make(device_tokens=192, host_tokens=256), admission=admission)
+
+    def request(agent, rid, expected, prompt):
+        req = server.h.request(prompt, agent, rid)
+        req.sampling_params.max_new_tokens = 1000
+        req.agent_metadata |= {"expected_output_tokens": str(expected)}
+        server.h.waiting_queue.append(req)
+        server.extension.on_request_added(req)
+        return req
+
+    running = server.run(request("a", "a1", 6, PROMPT))
+    server.h.running_batch.reqs = [running]
+    waiting = request("b", "b1", 9, range(1000, 1032))
+    ratio, left = server.h.new_token_ratio_tracker.current, 1000 - len(running.output_ids)
+    more = {"forecast": min(left * ratio, 6 - len(running.output_ids)) + 9, "max-tokens": left * ratio + 1000}
+    found = server.extension.mover.measure_pool().admission_tokens
+    assert found == int(more[admission]) + len(waiting.origin_input_ids) + server.h.page_size + 1
+
+
 def test_with_the_order_of_sglang_admission_has_no_forecast(make):
     server = Server(make(device_tokens=192, host_tokens=256), order="sglang")
     assert server.extension.expected_new_tokens(server.h.request(PROMPT, "a", "a1")) == math.inf
@@ -252,5 +274,8 @@ def test_a_graph_that_was_posted_orders_the_requests_of_a_program_and_shows_in_t
         {"rid": "long", "program": "run", "path_s": 2.5, "reason": "memory"}]
     assert [run["nodes_running"] for run in report["runs"]] == [["short", "long"]]
     assert report["counters"]["critical_inversions"] == 1 and report["num_graphs"] == 1
+    assert report["queue"]["critical_inversions"] == [
+        {"at": server.controller.now, "program": "run", "rid": "short", "path_s": 0.25, "passed": "long",
+         "passed_path_s": 2.5, "reason": "memory"}]
     assert server.control("show_graph", graph_id=posted["graph_id"])[1]["critical_path"] == ["long"]
     assert server.control("graph", nodes=[])[0] == 400 and server.control("show_graph", graph_id="?")[0] == 404

@@ -52,6 +52,7 @@ class Device(RuleBasedStateMachine):
         self.pools = memory.Pools(TokenCakeConfig(pools=pools, tenant_shares=shares, tenant_header="x-tenant"))
         self.pools.importance = lambda agent: 10.0 if agent.endswith("x") else 0.0
         self.pools.returning = lambda by: [(key, 50) for key in sorted(self.stalled)]
+        self.pools.agents_at_it = lambda: sorted(self.stalled)
         self.first_denied: dict[str, float] = {}
 
     # -- what happens ---------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ MAIN, SIDE, REST, PLAIN = (Account("", "code", kind) for kind in ("main", "side"
 ACME, BETA, CORP = (Account(tenant, "", "") for tenant in ("acme", "beta", "corp"))
 
 
-def gate(used=None, waiting=(), total=1000, shares="", **reserved):
+def gate(used=None, waiting=(), total=1000, shares="", at_it=(), **reserved):
     found = Gate(total, {("code", kind): size for kind, size in reserved.items()}, parse_shares(shares))
-    found.see(used or {}, {account: waiting.count(account) for account in waiting})
+    found.see(used or {}, {account: waiting.count(account) for account in waiting}, at_it)
     return found
 
 
@@ -99,6 +99,11 @@ class TestTenants:
         one = gate({ACME: 300}, waiting, shares="acme=0:0.4")
         assert one.denial(ACME, 100) is None and one.denial(ACME, 101) == denied
 
+    @pytest.mark.parametrize(("at_it", "denied"), [(["acme", "beta"], "ceiling"), (["acme"], None)])
+    def test_and_while_another_is_at_it_though_nothing_of_it_waits(self, at_it, denied):
+        one = gate({ACME: 300, BETA: 100}, [ACME], shares="acme=0:0.4", at_it=at_it)
+        assert one.denial(ACME, 100) is None and one.denial(ACME, 101) == denied
+
     def test_a_tenant_with_nothing_on_the_device_may_have_one_request_above_its_ceiling(self):
         one = gate({BETA: 100}, [ACME, ACME, BETA], shares="acme=0:0.1")
         assert one.denial(ACME, 500) is None
@@ -108,6 +113,13 @@ class TestTenants:
     def test_all_others_share_the_ceiling_of_the_star_each_for_itself(self):
         one = gate({BETA: 200, CORP: 100}, [ACME, BETA, CORP], shares="acme=0.1:1,*=0:0.2")
         assert (one.denial(BETA, 1), one.denial(CORP, 100)) == ("ceiling", None)
+
+
+def test_the_question_alone_has_the_answer_and_changes_nothing():
+    one = gate({REST: 600}, [MAIN, SIDE], main=200, side=200)
+    assert [one.would_deny(MAIN, 400), one.would_deny(SIDE, 400)] == [None, None], "each as the first critical one"
+    assert one.denial(SIDE, 400) is None
+    assert one.would_deny(MAIN, 201) == one.denial(MAIN, 201) == "pool"
 
 
 class TestRecall:
@@ -269,6 +281,21 @@ class TestState:
             queue.passed("a")
         assert queue.denied == ["pool"]
 
+    def test_the_question_alone_takes_no_room_and_counts_nothing(self, queue):
+        queue.step(r=850)
+        before = dict(queue.pools.gate.used), dict(queue.pools.gate.waiting)
+        assert queue.pools.would_pass_over(queue.now, "a") and not queue.pools.would_pass_over(queue.now, "m")
+        assert (queue.pools.gate.used, queue.pools.gate.waiting) == before
+        assert queue.denied == [] and queue.pools.denial("a") is None
+        assert queue.passed("a", "m") == ["m"]
+        assert not queue.pools.would_pass_over(queue.now, "m") and not queue.pools.would_pass_over(queue.now, "?")
+
+    def test_the_question_leaves_the_place_of_the_one_that_may_always_go(self, queue):
+        queue.add("b", "rest")
+        queue.step(total=90)
+        assert not queue.pools.would_pass_over(queue.now, "b")
+        assert queue.passed("a", "b") == ["a"]
+
     def test_critical_work_at_the_door_reserves_no_room_from_others(self, queue):
         queue.step(r=850, door=("m",))
         assert queue.passed("a") == ["a"]
@@ -300,6 +327,48 @@ class TestState:
         for _ in range(3):
             queue.step(r=150, seconds=PASSED_OVER_S)
             assert queue.passed("a", "b") == ["b"]
+
+    def test_a_large_request_behind_a_ceiling_is_not_kept_out_by_small_ones_of_its_tenant_for_ever(self):
+        """One small request of the tenant is always in use: none is let in any more after a minute."""
+        queue = Queue(pools="none", tenant_header="x-tenant", tenant_shares="acme=0:0.3")
+        for rid, tenant, need in (("r", "acme", 50), ("large", "acme", 290), ("b", "beta", 10)):
+            queue.add(rid, "main", need, tenant=tenant)
+        queue.pools.request_admitted("r")
+        queue.pools.request_admitted("b")
+        running = ["r"]
+        for number in range(int(2 * PASSED_OVER_S)):
+            queue.add(f"s{number}", "main", 50, tenant="acme")
+            queue.step(seconds=1.0, b=10, **dict.fromkeys(running, 50))
+            went = queue.passed("large", f"s{number}")
+            if "large" in went:
+                break
+            for rid in running:
+                queue.pools.request_ended(rid)
+            running = went
+            for rid in running:
+                queue.pools.request_admitted(rid)
+        assert PASSED_OVER_S < queue.now < PASSED_OVER_S + 3.0
+        queue.pools.request_admitted("large")
+        queue.pools.request_ended("large")
+        queue.step(seconds=1.0, b=10)
+        assert queue.passed(f"s{number}") == [f"s{number}"], "the small ones go on once it has gone"
+
+    @pytest.mark.parametrize(("other", "tenant", "bound"), [
+        ("runs", "beta", True), ("is away for a call", "beta", True), ("is over", "beta", False),
+        ("runs", "acme", False), ("is away for a call", "acme", False)])
+    def test_a_ceiling_binds_as_long_as_another_tenant_is_at_it(self, other, tenant, bound):
+        queue = Queue(pools="none", tenant_header="x-tenant", tenant_shares="acme=0:0.2")
+        for rid, whose in (("r", "acme"), ("b", tenant), ("a", "acme")):
+            queue.add(rid, "main", tenant=whose)
+        queue.pools.request_admitted("r")
+        queue.pools.request_admitted("b")
+        if other != "runs":
+            queue.pools.request_ended("b")
+        if other == "is over":
+            queue.pools.agent_ended("b main")
+        queue.pools.agents_at_it = lambda: ["r main", "b main"]
+        queue.step(r=150)
+        assert queue.passed("a") == ([] if bound else ["a"])
 
     def test_one_that_was_let_in_and_not_admitted_waits_again(self, queue):
         queue.step(r=850)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.unit.test_spatial_scheduler import Server
+from tokencake_sglang.core.spatial.inversions import Inversion
 from tokencake_sglang.core.spatial.views import Place, Waiting
 
 
@@ -76,11 +77,11 @@ def test_an_inversion_is_an_admission_past_a_longer_path_of_the_same_program():
     found.add("a.1", "a.2", "b.1", "a.3")
     found.order()
     found.admit("a.1")
-    assert found.spatial.critical_inversions(["a.1"]) == 1
+    assert found.spatial.critical_inversions(["a.1"]) == [Inversion("a", "a.1", 1.0, "a.2", 2.0)]
     found.admit("a.2")
-    assert found.spatial.critical_inversions(["a.2"]) == 0
+    assert found.spatial.critical_inversions(["a.2"]) == []
     found.admit("a.3")
-    assert found.spatial.critical_inversions(["a.3"]) == 0
+    assert found.spatial.critical_inversions(["a.3"]) == []
 
 
 def test_those_that_are_admitted_together_invert_nothing_among_themselves():
@@ -88,14 +89,14 @@ def test_those_that_are_admitted_together_invert_nothing_among_themselves():
     found.add("a.1", "a.2")
     for rid in ("a.1", "a.2"):
         found.admit(rid)
-    assert found.spatial.critical_inversions(["a.1", "a.2"]) == 0
+    assert found.spatial.critical_inversions(["a.1", "a.2"]) == []
 
 
 def test_one_that_nobody_waits_for_inverts_when_it_passes_one_that_somebody_waits_for():
     found = server({"a.1": 99.0, "a.2": 1.0}, slow=("a.1",))
     found.add("a.1", "a.2")
     found.admit("a.1")
-    assert found.spatial.critical_inversions(["a.1"]) == 1
+    assert found.spatial.critical_inversions(["a.1"]) == [Inversion("a", "a.1", 99.0, "a.2", 1.0)]
 
 
 def test_the_waiting_requests_are_told_with_their_paths():
@@ -111,4 +112,4 @@ def test_what_the_client_prefers_goes_before_a_longer_path_and_inverts_nothing()
     found.add("a.2")
     assert found.order() == ["a.1", "a.2"]
     found.admit("a.1")
-    assert found.spatial.critical_inversions(["a.1"]) == 0
+    assert found.spatial.critical_inversions(["a.1"]) == []

@@ -119,8 +119,8 @@ class TokenCakeConfig:
         " are one tenant. A secret (authorization, x-api-key) is known by its hash.")
     tenant_shares: str = _setting(
         "", "What each tenant can always get back of the device memory, and what it does not exceed while another"
-        " waits, as acme=0.2:0.6,beta=0.1:1; '*' gives a ceiling to all others. Or a .json or .yaml file of such pairs."
-        " Empty: no bounds.")
+        " has work, as acme=0.2:0.6,beta=0.1:1; '*' gives a ceiling to all others. Or a .json or .yaml file of such"
+        " pairs. Empty: no bounds.")
     tool_events: str = _setting(
         "", "Receive the tool events of NVIDIA Dynamo's harnesses on this ZMQ endpoint, as tcp://127.0.0.1:20390;"
         " empty: do not.")

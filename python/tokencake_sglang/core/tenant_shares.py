@@ -1,7 +1,7 @@
 """What each tenant may have of the device: `acme=0.2:0.6,beta=0.1:1,*=0:0.5`. Pure.
 
-Floor: the share that it can always get back. Ceiling: the share that it does not exceed while another waits. `*` gives
-a ceiling to every tenant that is not named.
+Floor: the share that it can always get back. Ceiling: the share that it does not exceed while another has work.
+`*` gives a ceiling to every tenant that is not named.
 """
 
 from __future__ import annotations

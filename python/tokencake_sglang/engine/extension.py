@@ -67,7 +67,9 @@ class TokenCakeExtension(SchedulerExtension):
         self.places = QueuePlaces()  # of a queue that SGLang orders
         if self.queue is None:
             self.controller.queue_wait_s = self._queue_wait_s
-        self.mover.holds_back = self.holds_back
+        if self.queue is not None:
+            self.mover.would_hold_back = self.queue.would_hold_back
+        self.mover.expected_new_tokens = self.expected_new_tokens
         self.cache.on_request_finished = self._on_request_finished
         self.chunks: BalancedChunks | None = None
         if config.chunks == "balanced" and scheduler.is_mixed_chunk:

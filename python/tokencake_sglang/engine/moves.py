@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -41,7 +42,8 @@ class KvMover:
         self.offloads = Offloads(cache, self.done)
         self.uploads = Uploads(cache, scheduler, self.done)
         self.waiting_viewed = 0  # waiting requests whose views a policy wants
-        self.holds_back: Callable[[Any], bool] = lambda req: False  # whether a waiting request may not go yet
+        self.would_hold_back: Callable[[Any], bool] = lambda req: False  # whether a waiting request may not go yet
+        self.expected_new_tokens: Callable[[Any], float] = lambda req: math.inf  # as the admission counts
         self.costs = Costs()  # as rank 0 told it last
         self._pool: PoolView | None = None
 
@@ -64,15 +66,15 @@ class KvMover:
 
     def _measure(self, viewed: int) -> PoolView:
         waiting = self.scheduler.waiting_queue
-        head = [req for req in waiting[:WAITING_HEAD] if not self.holds_back(req)]
+        running = self.scheduler.running_batch.reqs
+        head = [req for req in waiting[:WAITING_HEAD] if not self.would_hold_back(req)]
         missing = [self._missing_tokens(req) for req in head]
-        left = [req.sampling_params.max_new_tokens - len(req.output_ids) for req in self.scheduler.running_batch.reqs]
         return PoolView(
             **self._memory(),
             waiting_head_tokens=sum(missing),
             waiting=tuple([self._waiting_view(req) for req in waiting[:viewed]]),
-            admission_tokens=self._admission_tokens(head[0], missing[0], left) if head else 0,
-            growth_tokens=sum([tokens for tokens in left if tokens > 0]),
+            admission_tokens=self._admission_tokens(head[0], missing[0], running) if head else 0,
+            growth_tokens=sum(map(_growth_tokens, running)),
         )
 
     def _memory(self) -> dict[str, Any]:
@@ -143,13 +145,14 @@ class KvMover:
     def moves_in_flight(self) -> list[dict[str, Any]]:
         return self.offloads.report() + self.uploads.report()
 
-    def _admission_tokens(self, head: Any, missing: int, left: list[int]) -> int:
+    def _admission_tokens(self, head: Any, missing: int, running: list[Any]) -> int:
         """What SGLang wants to find free or evictable when it admits that request, of whose prompt so many tokens are
-        missing (PrefillAdder.add_one_req). `left`: what each running request may still generate."""
+        missing (PrefillAdder.add_one_req). It counts no request with more than is expected of it."""
         ratio = self.scheduler.new_token_ratio_tracker.current
-        growth = sum([min(tokens, CLIP_MAX_NEW_TOKENS) * ratio for tokens in left])
-        own = min(_growth_tokens(head), CLIP_MAX_NEW_TOKENS)
-        return int(growth) + missing + own + self.cache.page_size + 1
+        growth = sum([min(min(_growth_tokens(req), CLIP_MAX_NEW_TOKENS) * ratio, self.expected_new_tokens(req))
+                      for req in running])
+        own = min(_growth_tokens(head), CLIP_MAX_NEW_TOKENS, self.expected_new_tokens(head))
+        return int(growth + own) + missing + self.cache.page_size + 1
 
     def _missing_tokens(self, req: Any) -> int:
         """Of its prompt, what its agent has not on the device."""

@@ -14,6 +14,7 @@ from tokencake_sglang.core.spatial import SpatialScheduler, Waiting
 from tokencake_sglang.core.spatial.ledger import MOST_PARTS, parts
 from tokencake_sglang.core.spatial.pools import Account, Device, Pools, Tokens
 from tokencake_sglang.core.spatial.pools.account import NOBODY, DeviceBooks
+from tokencake_sglang.core.spatial.programs import AgentState
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.owners import owners_of
 from tokencake_sglang.engine.requests import on_device, runs_any
@@ -79,14 +80,16 @@ class DevicePools:
     """Between the queue and `Pools`: requests into values, answers into places of the victim queue."""
 
     def __init__(self, scheduler: Any, cache: TokenCakeHiRadixCache, controller: Controller,
-                 spatial: SpatialScheduler, program_of: dict[str, str]) -> None:
+                 spatial: SpatialScheduler, program_of: dict[str, str], state: AgentState) -> None:
         self.scheduler, self.cache, self.controller, self.spatial = scheduler, cache, controller, spatial
         self.pools = Pools(controller.config)
         self.pools.place = controller.runs.place
         self.pools.importance = lambda agent: controller.runs.importance(agent)[0]
         self.pools.returning = self._returning
         self.pools.order_of = self._order_of
+        self.pools.agents_at_it = self._agents_at_it
         self.program_of = program_of
+        self.state = state
         self.pools.on_denied = self._count
         self.meter = PoolMeter(cache, scheduler)
         self.recalled: dict[Account, int] = {}  # tokens that resting KV of each account is still to give back
@@ -139,6 +142,11 @@ class DevicePools:
             if stall is not None and stall.predicted_end <= by:
                 output = self.spatial.lengths.expected(agent.identity.agent_type or "", 1 << 30)
                 yield agent.key, self.cache.owners.path_tokens(agent.key) + int(output)
+
+    def _agents_at_it(self) -> Iterable[str]:
+        """Agents of programs that have requests, or are away for a call or a moment."""
+        for program in self.spatial.programs.at_it(self.controller.now, self.state):
+            yield from program.agents
 
     # -- what is lent ---------------------------------------------------------------------------------------
 

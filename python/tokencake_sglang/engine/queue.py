@@ -6,6 +6,7 @@ Sits behind calls of SGLang's scheduler (patches 0005, 0006) and translates: req
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any
 
 from tokencake_sglang.core.controller import Controller
@@ -16,9 +17,11 @@ from tokencake_sglang.core.types import TENANT, AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.owners import ANONYMOUS
 from tokencake_sglang.engine.pools import DevicePools
-from tokencake_sglang.engine.pools_state import memory_report, waiting_reasons
+from tokencake_sglang.engine.pools_state import MEMORY, memory_report, waiting_reasons
 from tokencake_sglang.engine.queue_order import QueueOrder
 from tokencake_sglang.engine.requests import count_on_device, held, runs_any
+
+INVERSIONS_KEPT = 64  # for the live state
 
 
 class ProgramQueue:
@@ -33,10 +36,11 @@ class ProgramQueue:
         self.spatial.place = controller.runs.place
         self.spatial.lost = lambda agent: cache.owners.lost.get(agent, 0)
         self.program_of: dict[str, str] = {ANONYMOUS: SHARED}  # agent -> its program
-        self.device = DevicePools(scheduler, cache, controller, self.spatial, self.program_of)
+        self.device = DevicePools(scheduler, cache, controller, self.spatial, self.program_of, self._state)
         self.pools = self.device.pools
         self._line = QueueOrder()
         self._at_the_door: dict[str, None] = {}  # requests that were counted there
+        self._inversions: deque[dict[str, Any]] = deque(maxlen=INVERSIONS_KEPT)
         controller.queue_wait_s = lambda key: self.spatial.wait_s(self.program_of.get(key, key))
         controller.on_agent_gone = self.agent_ended
         cache.owners.program_of = lambda key: self.program_of.get(key, key)
@@ -86,6 +90,10 @@ class ProgramQueue:
             self.controller.counters["denied_by_door"] += 1
         return True
 
+    def would_hold_back(self, req: Any) -> bool:
+        """The same as a question, at any time: nothing is counted, and no room is taken for the request."""
+        return self.spatial.holds_back(req.rid) or self.pools.would_pass_over(self.controller.now, req.rid)
+
     def expected_new_tokens(self, req: Any) -> float:
         """For SGLang's admission: what is left of the forecast. A request that went beyond it is of SGLang's count."""
         left = self.spatial.most_expected(req.rid) - len(req.output_ids)
@@ -97,7 +105,10 @@ class ProgramQueue:
             self.pools.request_admitted(req.rid)
             self._line.left(req)
         inversions = self.spatial.critical_inversions([req.rid for req in reqs])
-        self.controller.counters["critical_inversions"] += inversions
+        self.controller.counters["critical_inversions"] += len(inversions)
+        self._inversions.extend(
+            {"at": self.controller.now, **one._asdict(), "reason": self.pools.denial(one.passed) or MEMORY}
+            for one in inversions)
 
     def report(self, most: int) -> dict[str, Any]:
         """For the live state: up to `most` programs that have requests, the oldest first, as many waiting requests, and
@@ -117,6 +128,7 @@ class ProgramQueue:
                       for (tenant, kind), service in sorted(spatial.shares.times().items())],
             "shared_kv_tokens": ledger.held(SHARED), "owned_kv_tokens": ledger.total,
             "admissions_per_s": spatial.pace.per_s,
+            "critical_inversions": list(self._inversions)[::-1],
         }
 
     def _forget_vanished(self) -> None:

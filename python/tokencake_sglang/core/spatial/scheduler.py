@@ -18,6 +18,7 @@ from itertools import islice
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.spatial.affinity import affinity
+from tokencake_sglang.core.spatial.inversions import Inversion, inversion
 from tokencake_sglang.core.spatial.load_control import Claim, Peaks, is_open, let_in
 from tokencake_sglang.core.spatial.output_lengths import OutputLengths
 from tokencake_sglang.core.spatial.pace import Pace
@@ -34,7 +35,6 @@ LOOK_FOR_EACH_S = 0.001  # or after this long for each program that was looked a
 LOOK_AT_MOST_S = 10.0  # or at last after this long
 LONGEST_WAIT_S = 600.0  # that is told; a pace of a slow moment is no forecast for an hour
 RANKS_LAST_S = 1.0  # seniority and ranks that may change are looked at again after this long
-SIBLINGS_SEEN = 256  # of a program, to find one that should have gone first
 
 
 class SpatialScheduler:
@@ -92,22 +92,11 @@ class SpatialScheduler:
             self.shares.admit(entry.pool, entry.charged)
         self._changed = self._changed or self._turns
 
-    def critical_inversions(self, rids: Sequence[str]) -> int:
-        """How many of these, which were admitted together, went before a request of their program with a longer path
+    def critical_inversions(self, rids: Sequence[str]) -> list[Inversion]:
+        """Of these, which were admitted together: those that went before a request of their program with a longer path
         that still waits."""
-        return sum(self._passes_a_sibling(self._entries[rid]) for rid in rids if rid in self._entries)
-
-    def _passes_a_sibling(self, entry: Entry) -> bool:
-        place = self.place(entry.waiting.rid)
-        if place is None:
-            return False
-        mine = entry.waiting.priority, place.is_urgent, place.path_s
-        for rid in islice(entry.program.rids, SIBLINGS_SEEN):
-            other = self._entries.get(rid)
-            its = self.place(rid) if other is not None and not other.runs else None
-            if its is not None and (other.waiting.priority, its.is_urgent, its.path_s) > mine:
-                return True
-        return False
+        found = (inversion(self._entries[rid], self._entries, self.place) for rid in rids if rid in self._entries)
+        return [one for one in found if one is not None]
 
     def request_ended(self, now: float, rid: str, output_tokens: int | None = None) -> None:
         """It finished after `output_tokens`, or went away (None)."""

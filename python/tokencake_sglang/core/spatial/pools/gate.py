@@ -10,12 +10,13 @@ With `claims`: a request leaves free what critical work of older programs, expec
 reserve of its pool has that. Who waits needs no claim, since the queue goes by the age of programs.
 
 A tenant below its floor has a claim to the rest of the floor while it waits: others leave that alone. One above its
-ceiling waits while others do, unless it has nothing at all on the device.
+ceiling waits while another tenant is at it, unless it has nothing at all in use: what runs beside another's requests
+makes each of their steps longer, whether they wait or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import inf
 from typing import NamedTuple
 
@@ -46,15 +47,17 @@ class Gate:
         self.used: dict[Pool, int] = {}
         self.used_by_tenant: dict[str, int] = {}
         self.waiting: dict[Account, int] = {}
+        self.at_it: frozenset[str] = frozenset()  # tenants
         self._critical_was_tried = False
         self._rooms: dict[Account, tuple[float, str]] = {}
 
-    def see(self, used: Mapping[Account, int], waiting: Mapping[Account, int]) -> None:
-        """Tokens in use and requests that wait, by account."""
+    def see(self, used: Mapping[Account, int], waiting: Mapping[Account, int], at_it: Iterable[str] = ()) -> None:
+        """Tokens in use and requests that wait, by account; tenants that have requests, or agents away for a call."""
         self.used, self.used_by_tenant = {}, {}
         for account, tokens in used.items():
             self._use(account, tokens)
         self.waiting = dict(waiting)
+        self.at_it = frozenset(at_it)
         self.begin_step()
 
     def begin_step(self) -> None:
@@ -64,17 +67,26 @@ class Gate:
 
     def denial(self, account: Account, need: int, order: int = 0) -> str | None:
         """Why a request that needs `need` tokens is passed over; None: it may go. `order`: of its program's arrival."""
-        if self.claims is not None:
-            room, reason = min((self._room_beside_claims(order), POOL), self._tenant_room(account))
-        elif account.pool in self.reserved and not self._critical_was_tried:
+        reason = self.would_deny(account, need, order)
+        if self._is_first_critical(account):
             self._critical_was_tried = True
             self._rooms.clear()
+        return reason
+
+    def would_deny(self, account: Account, need: int, order: int = 0) -> str | None:
+        """The same as a question: the request is not tried."""
+        if self.claims is not None:
+            room, reason = min((self._room_beside_claims(order), POOL), self._tenant_room(account))
+        elif self._is_first_critical(account):
             room, reason = self._tenant_room(account)
         else:
             if account not in self._rooms:
                 self._rooms[account] = min((self._pool_room(account), POOL), self._tenant_room(account))
             room, reason = self._rooms[account]
         return reason if need > room else None
+
+    def _is_first_critical(self, account: Account) -> bool:
+        return self.claims is None and account.pool in self.reserved and not self._critical_was_tried
 
     def take(self, account: Account, need: int) -> None:
         """A request that waited is let in."""
@@ -134,7 +146,7 @@ class Gate:
         claims = sum(self.missing_floor(tenant) for tenant in others)
         free = self.total - sum(self.used_by_tenant.values())
         room: float = max(free - claims, self.missing_floor(account.tenant)) if claims else inf
-        if others and used and share.ceiling < 1.0:
+        if used and share.ceiling < 1.0 and (others or self.at_it - {account.tenant}):
             return min((room, FLOOR), (share.ceiling * self.total - used, CEILING))
         return room, FLOOR
 

@@ -17,7 +17,7 @@ from tokencake_sglang.core.tenant_shares import parse_shares
 
 LOOK_EVERY_S = 0.1  # at who uses how much
 RECALL_EVERY_S = 1.0  # at most: it looks at the whole tree
-PASSED_OVER_S = 60.0  # at most, for the sake of a reserve or a floor
+PASSED_OVER_S = 60.0  # at most, for the sake of a reserve or a floor; for its ceiling, before its tenant makes room
 SOON_S = 1.0  # a stalled agent that is expected within this counts as critical work that comes next
 CRITICAL_IMPORTANCE = 9.0  # of 10: its path is at least 0.9 of the longest of its run
 
@@ -48,6 +48,7 @@ class Pools:
 
     def __init__(self, config: TokenCakeConfig) -> None:
         self.shares = parse_shares(config.tenant_shares)
+        self._has_ceilings = any(share.ceiling < 1.0 for share in self.shares.values())
         self._sizes: Sizes | None = SIZES[config.pools]() if config.pools in SIZES else None
         self.is_on = bool(self.shares) or self._sizes is not None
         self.gate = Gate(shares=self.shares)
@@ -58,11 +59,13 @@ class Pools:
         self.importance: Callable[[str], float] = lambda agent: 0.0
         self.order_of: Callable[[str], int] = lambda agent: 0  # of its program's arrival
         self.returning: Callable[[float], Iterable[tuple[str, int]]] = lambda by: ()
+        self.agents_at_it: Callable[[], Iterable[str]] = lambda: ()  # of programs with requests, or only away
         self._requests: dict[str, _Request] = {}
         self._denials_of: dict[Pool, int] = {}
         self._retractions_of: dict[Pool, int] = {}
         self._passed: dict[str, _Request] = {}  # of this step, not admitted yet
         self._lets_one_in = False  # nothing runs
+        self._makes_room: dict[str, str] = {}  # tenant -> its request for which those behind wait in this step
         self._look_at = self._size_at = self._recall_at = -math.inf
 
     # -- events ---------------------------------------------------------------------------------------------
@@ -129,17 +132,22 @@ class Pools:
             if not request.runs and not is_at_the_door(rid):
                 waiting[request.account] = waiting.get(request.account, 0) + 1
         self.gate.total = device.total
-        self.gate.see(used, waiting)
+        self.gate.see(used, waiting, self._tenants_at_it() if self._has_ceilings else ())
         if self._sizes is not None and now >= self._size_at:
             self._size_at = now + self._sizes.interval_s
             usage = sum(used.values()) / max(1, device.total)
             self.gate.reserved = self._sizes.update(device.total, usage, self._facts(now))
+
+    def _tenants_at_it(self) -> set[str]:
+        found = {request.account.tenant for request in self._requests.values()}
+        return found | {self.account_of[agent].tenant for agent in self.agents_at_it() if agent in self.account_of}
 
     def begin_step(self, runs_any: bool) -> None:
         """The queue is gone through from its head."""
         for request in self._passed.values():
             self.gate.give_back(request.account, request.need)
         self._passed.clear()
+        self._makes_room.clear()
         self._lets_one_in = not runs_any
         self.gate.begin_step()
 
@@ -150,25 +158,40 @@ class Pools:
             return False
         if rid in self._passed:
             return False
-        request.denial = self._denial(now, request)
+        request.denial = self._denial(now, request, self.gate.denial)
         if request.denial is None:
             self._lets_one_in = False
             self._passed[rid] = request
             self.gate.take(request.account, request.need)
             return False
+        if request.denial == CEILING and self._has_waited(now, request):
+            self._makes_room.setdefault(request.account.tenant, rid)
         if request.denied_since is None:
             request.denied_since = now
             self.on_denied(request.denial)
             self._denials_of[request.account.pool] = self._denials_of.get(request.account.pool, 0) + 1
         return True
 
-    def _denial(self, now: float, request: _Request) -> str | None:
-        """What ran before, and the first one on a device on which nothing runs, may always go."""
+    def would_pass_over(self, now: float, rid: str) -> bool:
+        """The same as a question about this request alone: nothing is taken or counted."""
+        request = self._requests.get(rid)
+        if request is None or not self.is_on or rid in self._passed:
+            return False
+        return self._denial(now, request, self.gate.would_deny) is not None
+
+    def _denial(self, now: float, request: _Request, ask: Callable[[Account, int, int], str | None]) -> str | None:
+        """What ran before, and the first one on a device on which nothing runs, may always go. A request that its own
+        tenant's smaller ones would keep beyond the ceiling for ever goes before them: they wait until it fits."""
         if request.ran or self._lets_one_in:
             return None
-        reason = self.gate.denial(request.account, request.need, self.order_of(request.waiting.agent))
-        waited_s = 0.0 if request.denied_since is None else now - request.denied_since
-        return None if reason != CEILING and waited_s >= PASSED_OVER_S else reason
+        if self._makes_room.get(request.account.tenant, request.waiting.rid) != request.waiting.rid:
+            return CEILING
+        reason = ask(request.account, request.need, self.order_of(request.waiting.agent))
+        return None if reason != CEILING and self._has_waited(now, request) else reason
+
+    @staticmethod
+    def _has_waited(now: float, request: _Request) -> bool:
+        return request.denied_since is not None and now - request.denied_since >= PASSED_OVER_S
 
     # -- what is lent ---------------------------------------------------------------------------------------
 
