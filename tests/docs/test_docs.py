@@ -111,7 +111,7 @@ def test_the_constants_of_the_policy_the_controller_and_the_costs_are_documented
     used = {name: value for module in (cost, eager, published, paper, score)
             for name, value in vars(module).items() if name.isupper()}
     used |= {name: getattr(controller, name) for name in vars(controller) if re.fullmatch(r"[A-Z_]+(_S|_STEP)", name)}
-    used |= constants_of("core/uploads.py")
+    used |= constants_of("core/uploads.py") | constants_of("core/upload_plan.py")
     used |= {name: getattr(cost_learner, name) for name in vars(cost_learner) if name.isupper()}
     used |= constants_of("engine/measure.py")
     assert found == {name: str(value) for name, value in used.items()}

@@ -81,3 +81,31 @@ def modules_with_real_time(spec: dict[str, Any]) -> dict[str, list[str]]:
     before = [module.__name__ for module in time_shim.with_real_time()]
     run_spec(spec)
     return {"before": before, "after": [module.__name__ for module in time_shim.with_real_time()]}
+
+
+def run_watching_uploads(spec: dict[str, Any]) -> dict[str, list[list[Any]]]:
+    """`uploads`: [begin, end] of each copy that TokenCake starts outside a batch, on the link; `passes`: [begin, end,
+    length without waiting, whether all of it decodes] of each forward pass. Virtual nanoseconds."""
+    from tokencake_sglang.emulator.observe import Watch
+    from tokencake_sglang.emulator.run import run
+    from tokencake_sglang.emulator.spec import RunSpec
+    from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
+
+    uploads, passes = [], []
+    start_loading_now, on_pass = TokenCakeHiRadixCache.start_loading_now, Watch._on_pass
+
+    def watched_start(cache: Any, chain: list[Any]) -> tuple[int, int]:
+        link = cache.cache_controller.load_stream
+        begin = link.start_ns()
+        load = start_loading_now(cache, chain)
+        uploads.append([begin, link.free_at_ns])
+        return load
+
+    def watched_pass(watch: Watch, done: Any) -> None:
+        is_decode = all(rid in done.decoding for rid in done.rids)
+        passes.append([done.begin_ns, done.end_ns, done.duration_ns, is_decode])
+        on_pass(watch, done)
+
+    TokenCakeHiRadixCache.start_loading_now, Watch._on_pass = watched_start, watched_pass
+    run(RunSpec.from_dict(spec))
+    return {"uploads": uploads, "passes": passes}

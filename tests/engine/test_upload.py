@@ -250,6 +250,17 @@ def test_an_upload_leaves_room_for_the_next_decode_steps_of_running_requests(mov
     assert m.upload("a").tokens == len(LEFT)
 
 
+def test_an_upload_leaves_room_for_the_first_decode_steps_of_a_request_whose_prompt_has_just_been_computed(moving):
+    """It is in the batch before, and joins the running ones when that one's result is there."""
+    m = away(moving, device_tokens=160)
+    req = m.h.start([5] * 81, "b")
+    m.h.running_batch.reqs, m.h.last_batch = [], SimpleNamespace(reqs=[req])
+    assert not m.upload("a").accepted
+    m.h.running_batch.reqs, m.h.last_batch = [req], None
+    m.h.finish(req)
+    assert m.upload("a").tokens == len(LEFT)
+
+
 def test_an_upload_leaves_room_for_the_rest_of_a_prompt_that_is_computed_in_chunks(moving):
     m = away(moving, device_tokens=160)
     m.h.chunked_req = SimpleNamespace(origin_input_ids=[0] * 200, output_ids=[], prefix_indices=[0] * 100)

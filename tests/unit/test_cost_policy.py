@@ -11,11 +11,11 @@ from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.forecast import LEVELS, Forecast
 from tokencake_sglang.core.plan import Backup, CancelOffload, UploadWish
 from tokencake_sglang.core.policy import make_policy
-from tokencake_sglang.core.policy.cost import REPLAN_MIN_S, RETURN_GAP_S, CostPolicy
+from tokencake_sglang.core.policy.cost import LEAD_SLACK_S, PLAN_AHEAD_S, REPLAN_MIN_S, RETURN_GAP_S, CostPolicy
 from tokencake_sglang.core.types import AgentView, Footprint, PoolView, StallView
 
 CONFIG = TokenCakeConfig(offload_policy="cost", min_offload_tokens=64)
-COSTS = Costs(upload_base_s=0.0, upload_token_s=0.01, run_s=0.0)  # 200 tokens: 2 s, so the lead is 2.7 s
+COSTS = Costs(upload_base_s=0.0, upload_token_s=0.01, run_s=0.0)  # 200 tokens: 2 s, so the lead is 2.15 s
 FULL = PoolView(
     device_total=10_000, device_free=1_000, device_evictable=5_000, device_dead=0, host_total=20_000, host_free=20_000,
     waiting_requests=0, waiting_head_tokens=0, running_requests=0, loads_in_flight=0, load_slots=13, costs=COSTS)
@@ -81,7 +81,8 @@ def test_idle_kv_within_its_time_gets_its_copy_as_other_kv():
 
 def test_waiting_kv_is_expected_at_the_median_and_looked_at_again_half_way():
     decision = decide(waits(30.0, 60.0))
-    assert (decision.action, decision.next_use, decision.wake_at) == (None, NOW + 60.0, NOW + 29.7)
+    assert (decision.action, decision.next_use, decision.wake_at) == (
+        None, NOW + 60.0, NOW + 30.0 - LEAD_SLACK_S - PLAN_AHEAD_S)
     assert decide(waits(59.0, 60.0)).wake_at == NOW + 30.0
 
 
@@ -113,16 +114,29 @@ def test_no_copy_is_asked_for_while_a_move_is_under_way():
     assert decide(waits(30.0, 60.0, footprint=UNCOPIED, move="upload")).action is None
 
 
-@pytest.mark.parametrize(("low_s", "wish"), [(2.7, UploadWish(200, NOW)), (2.8, None)])
-def test_an_upload_is_due_when_an_early_return_is_as_near_as_the_lead(low_s, wish):
+def wanted_by(start_by: float, **changes) -> UploadWish:
+    return UploadWish(200, pytest.approx(start_by), copy_s=2.0, **changes)
+
+
+@pytest.mark.parametrize(("low_s", "wake_at"), [
+    (2.15, NOW + 5.0),  # it is due, and looked at again half way to the median
+    (2.25, NOW + 0.1),  # planned, and looked at again when it is due
+    (7.1, NOW + 4.95)])
+def test_an_upload_is_wished_for_ahead_so_that_it_can_be_planned_and_says_when_it_has_to_begin(low_s, wake_at):
     decision = decide(waits(low_s, 10.0, footprint=AWAY))
-    assert (decision.action, decision.wish) == (None, wish)
+    assert decision.action is None and decision.wake_at == pytest.approx(wake_at)
+    assert decision.wish == wanted_by(NOW + low_s - 2.15)
 
 
-def test_the_lead_is_never_shorter_than_three_tenths_of_a_second():
-    quick = replace(FULL, costs=Costs())
-    assert decide(waits(0.3, 60.0, footprint=AWAY), quick).wish is not None
-    assert decide(waits(0.31, 60.0, footprint=AWAY), quick).wish is None
+def test_an_upload_is_not_yet_planned_long_before_its_return_is_near():
+    decision = decide(waits(7.2, 30.0, footprint=AWAY))
+    assert decision.wish is None and decision.wake_at == pytest.approx(NOW + 7.2 - 2.15 - PLAN_AHEAD_S)
+
+
+def test_copies_on_the_host_are_made_while_an_upload_is_planned_only():
+    missing = replace(UNCOPIED, restore_tokens=200)
+    assert decide(waits(2.25, 10.0, footprint=missing)).action == Backup()
+    assert decide(waits(2.15, 10.0, footprint=missing)).action is None
 
 
 @pytest.mark.parametrize(("missing", "move", "wanted"), [
@@ -139,19 +153,19 @@ def test_what_is_missing_is_wanted_back_unless_another_move_is_under_way(missing
 
 def test_a_wish_says_when_its_copy_has_to_begin_and_how_important_the_agent_is():
     agent = waits(1.0, 10.0, footprint=AWAY, importance=7.0)
-    assert decide(agent).wish == UploadWish(200, NOW + 1.0 - 2.7, importance=7.0)
-    assert decide(replace(BACK, queue_wait_s=4.0)).wish == UploadWish(200, NOW + 4.0 - 2.7)
+    assert decide(agent).wish == wanted_by(NOW + 1.0 - 2.15, importance=7.0)
+    assert decide(replace(BACK, queue_wait_s=4.0)).wish == wanted_by(NOW + 4.0 - 2.15)
 
 
-EARLY, DUE, LATER_WISH = waits(30.0, 60.0, footprint=AWAY), waits(1.0, 10.0, footprint=AWAY), UploadWish(
-    200, NOW + 30.0 - 2.7, is_due=False)
+EARLY, DUE = waits(30.0, 60.0, footprint=AWAY), waits(1.0, 10.0, footprint=AWAY)
+LATER_WISH = wanted_by(NOW + 30.0 - 2.15, is_due=False)
 
 
 @pytest.mark.parametrize(("upload", "early", "due", "back"), [
-    ("timer", None, UploadWish(200, NOW - 1.7), True),
+    ("timer", None, wanted_by(NOW - 1.15), True),
     ("at-return", None, None, True),
-    ("at-stall", LATER_WISH, UploadWish(200, NOW - 1.7, is_due=False), True),
-    ("hybrid", LATER_WISH, UploadWish(200, NOW - 1.7), True),
+    ("at-stall", LATER_WISH, wanted_by(NOW - 1.15, is_due=False), True),
+    ("hybrid", LATER_WISH, wanted_by(NOW - 1.15), True),
     ("none", None, None, False),
 ])
 def test_the_setting_says_when_missing_kv_is_wanted_back(upload, early, due, back):

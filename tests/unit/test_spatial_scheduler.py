@@ -389,11 +389,12 @@ class TestDoor:
 
 class TestWaiting:
     def admitted(self, server, count, every_s):
+        """One after another, while the others wait."""
+        server.add(*(f"early{number}.1" for number in range(count)))
+        server.order()
         for number in range(count):
-            server.add(f"early{number}.1")
-            server.order()
-            server.admit(f"early{number}.1")
             server.now += every_s
+            server.admit(f"early{number}.1")
 
     def test_a_request_waits_for_those_of_older_programs_at_the_pace_of_the_last_admissions(self):
         server = Server()
@@ -403,6 +404,32 @@ class TestWaiting:
         assert server.spatial.wait_s("a") == 0.0
         assert 0.8 < server.spatial.wait_s("b") < 1.2
         assert 1.2 < server.spatial.wait_s("c") < 1.8
+
+    def test_a_queue_that_has_become_empty_keeps_nobody_waiting(self):
+        """SGLang asks for no order while none waits, so nothing may be left over from the last time it did."""
+        server = Server()
+        server.add("a.1", "b.1")
+        server.order()
+        assert server.spatial.wait_s("b") > 1.0
+        server.admit("a.1")
+        assert server.spatial.wait_s("b") == 0.0
+        server.now += 30.0
+        server.add("a.2", "b.2")
+        server.order()
+        server.end("a.2")
+        assert server.spatial.wait_s("b") == 0.0
+
+    def test_a_server_that_mostly_waits_is_not_a_slow_one(self):
+        server = Server()
+        for number in range(20):
+            server.add(f"early{number}.1")
+            server.order()
+            server.now += 0.1
+            server.admit(f"early{number}.1")
+            server.now += 60.0
+        server.add("a.1", "b.1")
+        server.order()
+        assert 0.05 < server.spatial.wait_s("b") < 0.15
 
     def test_nobody_waits_on_an_empty_queue_and_an_unknown_program_has_no_forecast(self):
         server = Server()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.plan import Outcome, Upload, UploadWish
 from tokencake_sglang.core.types import PoolView
+from tokencake_sglang.core.upload_plan import FIRST_OVERRUN_S
 from tokencake_sglang.core.uploads import (
     AGEING,
     CRITICAL_S,
@@ -46,7 +47,7 @@ def all_that_go(queue: UploadQueue, pool: PoolView = POOL, now: float = 100.0) -
     while (piece := queue.next(now, pool)) is not None:
         queue.answered(now, piece[0], Outcome(True, piece[1].max_tokens))
         queue.drop(piece[0])
-        queue.ended(piece[0])
+        queue.ended(now, piece[0])
         order.append(piece[0])
     return order
 
@@ -54,7 +55,7 @@ def all_that_go(queue: UploadQueue, pool: PoolView = POOL, now: float = 100.0) -
 # -- order ------------------------------------------------------------------------------------------------------
 
 
-def test_the_copy_that_has_to_begin_first_goes_first():
+def test_the_agent_that_is_to_be_back_first_goes_first():
     assert all_that_go(queue_of(a=wish(103.0), b=wish(101.0), c=wish(102.0))) == ["b", "c", "a"]
 
 
@@ -82,7 +83,7 @@ def test_nobody_starves_behind_agents_that_are_more_urgent_each_time():
             break
         queue.answered(now, key, Outcome(True, piece.max_tokens))
         queue.drop(key)
-        queue.ended(key)
+        queue.ended(now, key)
         now += 0.25
     assert key == "late" and now - 100.0 <= 2.0 / AGEING + 0.25
 
@@ -97,6 +98,60 @@ def test_an_agent_has_one_place_however_often_it_is_decided_about():
         queue.want(100.0, "a", wish(103.0))
     assert len(queue) == 2 and len(queue._heaps[True]) < 100
     assert all_that_go(queue) == ["b", "a"]
+
+
+# -- the time to begin --------------------------------------------------------------------------------------------
+
+
+def later(ready_by: float, copy_s: float, **changes) -> UploadWish:
+    return wish(ready_by - copy_s, copy_s=copy_s, **changes)
+
+
+def test_a_copy_of_known_length_waits_until_it_has_to_begin_and_wakes_the_server_then():
+    queue = queue_of(a=later(101.0, 0.25))
+    begin = 100.75 - FIRST_OVERRUN_S
+    assert not queue.any_to_start(begin - 0.01) and queue.next(begin - 0.01, POOL) is None
+    assert queue.next_at == pytest.approx(begin)
+    assert queue.any_to_start(begin) and queue.next(begin, POOL)[0] == "a" and queue.next_at is None
+
+
+def test_of_two_copies_that_want_the_link_at_once_the_first_begins_earlier():
+    queue = queue_of(a=later(101.0, 0.25), b=later(101.1, 0.25))
+    begin = 101.1 - 0.5 - 2 * FIRST_OVERRUN_S
+    assert queue.next_at == pytest.approx(begin)
+    assert all_that_go(queue, now=begin) == ["a"]
+    assert queue.next_at == pytest.approx(101.1 - 0.25 - FIRST_OVERRUN_S)
+
+
+def test_the_next_piece_waits_until_what_is_left_has_to_begin():
+    queue = queue_of(a=later(110.0, 0.75, tokens=600))
+    assert queue.next(109.5, POOL) == ("a", Upload(200, None, displaces=True, min_tokens=LEAST))
+    queue.answered(109.5, "a", Outcome(True, 200))
+    queue.ended(109.6, "a")
+    queue.want(109.6, "a", later(110.0, 0.2, tokens=150))
+    assert not queue.any_to_start(109.6)
+    assert queue.next_at == pytest.approx(109.8 - queue._overrun.mean_s)
+    assert queue.any_to_start(109.8)
+
+
+def test_a_copy_that_waits_while_its_agents_piece_lands_begins_once():
+    queue = queue_of(a=later(100.2, 0.25, tokens=400))
+    queue.answered(100.0, queue.next(100.0, POOL)[0], Outcome(True, 200))
+    queue.want(100.1, "a", later(101.0, 0.25))  # its tool is later than it was thought
+    assert not queue.any_to_start(101.0)  # the piece is still under way
+    queue.ended(101.0, "a")
+    assert all_that_go(queue, now=101.0) == ["a"]
+
+
+def test_pieces_that_take_longer_than_reckoned_make_the_next_ones_begin_earlier():
+    queue, now = queue_of(a=wish()), 100.0
+    for _ in range(50):
+        queue.answered(now, queue.next(now, POOL)[0], Outcome(True, 200))
+        now += COSTS.upload_s(200) + 0.1
+        queue.ended(now, "a")
+        queue.want(now, "a", wish())
+    queue.want(now, "a", later(now + 10.0, 0.25))
+    assert queue.next_at == pytest.approx(now + 10.0 - 0.25 - 0.1, abs=0.01)
 
 
 # -- pieces -----------------------------------------------------------------------------------------------------
@@ -126,7 +181,7 @@ def test_the_next_piece_goes_when_the_last_has_landed_and_the_agent_still_wants_
     assert queue.next(100.0, POOL) is None
     queue.want(100.1, "a", wish(tokens=400))  # decided again while the first is under way
     assert queue.next(100.1, POOL) is None
-    queue.ended("a")
+    queue.ended(100.3, "a")
     assert queue.next(100.3, POOL)[1].max_tokens == 200
     queue.drop("a")
     assert queue.next(100.3, POOL) is None
@@ -137,7 +192,7 @@ def test_a_more_urgent_agent_goes_between_two_pieces_of_another():
     key, piece = queue.next(100.0, POOL)
     queue.answered(100.0, key, Outcome(True, piece.max_tokens))
     queue.want(100.1, "b", wish(99.0))
-    queue.ended("a")
+    queue.ended(100.3, "a")
     assert queue.next(100.3, POOL)[0] == "b"
 
 
@@ -228,7 +283,7 @@ def test_whatever_happens_a_piece_is_of_the_most_urgent_wish_fits_and_leaves_the
             queue.drop(key)
         elif what == "land":
             flying.discard(key)
-            queue.ended(key)
+            queue.ended(now, key)
         elif (piece := queue.next(now, pool)) is not None:
             chosen, upload = piece
             assert chosen in wishes and chosen not in flying

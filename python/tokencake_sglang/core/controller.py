@@ -286,7 +286,7 @@ class Controller:
         self.books.completed(kind, tokens)
         self.records.moved(self.now, key, kind, tokens)
         if kind == "upload":
-            self.uploads.queue.ended(key)
+            self.uploads.queue.ended(self.now, key)
         agent = self.agents.get(key)
         if agent is None:
             return

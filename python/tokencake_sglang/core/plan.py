@@ -60,14 +60,21 @@ Action = Offload | Backup | CancelOffload | Upload | Release | Retain
 class UploadWish:
     """The agent's missing KV should come back; core/uploads.py says when each piece does.
 
-    `start_by`: when the copy has to begin to be in time; may have passed. `is_due`: it may take the place of KV that
-    is worth less, else memory that lies free only. `importance`: 0 to 10.
+    `start_by`: when the copy has to begin to be in time; may have passed. `copy_s`: how long it is taken to last; with
+    it the copy waits until it has to begin (0: it begins as soon as there is room). `is_due`: it may take the place of
+    KV that is worth less, else memory that lies free only. `importance`: 0 to 10.
     """
 
     tokens: int
     start_by: float
     is_due: bool = True
     importance: float = 0.0
+    copy_s: float = 0.0
+
+    @property
+    def ready_by(self) -> float:
+        """When it is to be back."""
+        return self.start_by + self.copy_s
 
 
 @value

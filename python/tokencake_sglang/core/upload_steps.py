@@ -29,7 +29,7 @@ class UploadSteps:
     def start(self) -> None:
         """Start the most urgent pieces, boundedly many."""
         controller = self.controller
-        for _ in range(STARTS_PER_STEP if self.queue else 0):
+        for _ in range(STARTS_PER_STEP if self.queue.any_to_start(controller.now) else 0):
             pool = controller.mechanism.pool()
             piece = self.queue.next(controller.now, pool)
             if piece is None:

@@ -111,7 +111,7 @@ class TokenCakeExtension(SchedulerExtension):
         if self.queue is not None:
             self.queue.request_added(req, identity, hints)
         else:
-            self.places.joined(req.rid)
+            self.places.joined(self.controller.now, req.rid)
         if identity is not None:
             ends = req.agent_metadata.get(ENDS_CALLS)
             ends_calls = None if ends is None else ends.split(CALLS_JOINED_BY)
@@ -121,7 +121,7 @@ class TokenCakeExtension(SchedulerExtension):
         if self.queue is not None:
             self.queue.order(waiting_queue)
         else:
-            self.places.ordered(req.rid for req in waiting_queue)
+            self.places.ordered(self.controller.now, (req.rid for req in waiting_queue))
 
     def holds_back(self, req: Any) -> bool:
         return self.queue is not None and self.queue.holds_back(req)

@@ -13,6 +13,7 @@ from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
 from tokencake_sglang.core.plan import MoveDone, Outcome, Upload
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
+from tokencake_sglang.engine.requests import on_device
 
 BATCH_LOAD_SLOTS = 3  # slots left to the loads that SGLang starts with a prefill batch
 DISPLACED_SHARE = 0.5  # an upload takes the place of KV that is worth at most this share of its own
@@ -95,7 +96,7 @@ class Uploads:
         locked, and a chunk of a prompt or a decode step in a mixed batch that finds no memory stops the server."""
         scheduler = self.scheduler
         step = max(1, self.cache.page_size)
-        running = len(scheduler.running_batch.reqs) + (scheduler.chunked_req is not None)
+        running = len({id(req) for req in on_device(scheduler)})  # one whose prompt has just been computed too
         wanted = running * max(step, DECODE_STEPS_AHEAD)
         chunked = scheduler.chunked_req
         if chunked is not None:

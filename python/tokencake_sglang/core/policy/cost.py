@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.plan import Action, Backup, CancelOffload, Decision, UploadWish
-from tokencake_sglang.core.policy.published import LEAD_FACTOR, LEAD_MIN_S
 from tokencake_sglang.core.types import AgentView, PoolView, StallView
 from tokencake_sglang.core.uploads import MIN_UPLOAD_TOKENS
 
 USE_LEVEL = 0.5  # quantile of the return at which the KV of a stalled agent is taken to be used again
 UPLOAD_LEVEL = 0.05  # quantile of the return before which its KV should be back
-LEAD_SLACK_S = 0.2  # more than the copy takes: room has to come free, and another copy may be under way
+LEAD_SLACK_S = 0.15  # before that return it should be back: copies begin and end with a step, room has to come free
+PLAN_AHEAD_S = 5.0  # before its copy would have to begin, an upload is planned together with others on the link
 RETURN_GAP_S = 5.0  # from a tool's return to the agent's next request, at the most
 REPLAN_SHARE = 0.5  # of the time that is left, until an agent is looked at again
 REPLAN_MIN_S = 0.25
@@ -35,7 +35,7 @@ class CostPolicy:
             return self._stalled(now, agent, agent.stall, pool)
         if agent.returned_at is not None and now < agent.returned_at + RETURN_GAP_S:
             use_at = now + agent.queue_wait_s
-            wish = self._wish(agent, use_at - lead_s(agent, pool))
+            wish = self._wish(agent, pool, use_at - lead_s(agent, pool))
             return Decision(None, "ready for its next request", next_use=use_at,
                             wake_at=agent.returned_at + RETURN_GAP_S, wish=wish)
         if agent.used_until is not None and now < agent.used_until:
@@ -64,11 +64,16 @@ class CostPolicy:
         start_by = now + early - lead_s(agent, pool)
         if self.config.upload in ("timer", "hybrid") and start_by <= now:
             return Decision(None, "it is about to return", next_use=now + left, wake_at=wake,
-                            wish=self._wish(agent, start_by))
-        fills_free_memory = self.config.upload in ("at-stall", "hybrid")
+                            wish=self._wish(agent, pool, start_by))
+        wish, look_at = None, start_by
+        if self.config.upload in ("at-stall", "hybrid"):
+            wish = self._wish(agent, pool, start_by, is_due=False)
+        elif self.config.upload == "timer" and start_by <= now + PLAN_AHEAD_S:
+            wish = self._wish(agent, pool, start_by)
+        else:
+            look_at = start_by - PLAN_AHEAD_S
         return Decision(self._backup(agent, pool), "it waits for a tool", next_use=now + left,
-                        wake_at=min(wake, start_by) if start_by > now else wake,
-                        wish=self._wish(agent, start_by, is_due=False) if fills_free_memory else None)
+                        wake_at=min(wake, look_at) if look_at > now else wake, wish=wish)
 
     def _left_s(self, now: float, stall: StallView, level: float) -> float:
         """Seconds until the agent has returned with probability `level`."""
@@ -85,17 +90,22 @@ class CostPolicy:
             return None
         return Backup() if _is_short(pool) else None
 
-    def _wish(self, agent: AgentView, start_by: float, is_due: bool = True) -> UploadWish | None:
+    def _wish(self, agent: AgentView, pool: PoolView, start_by: float, is_due: bool = True) -> UploadWish | None:
         """What is missing should come back, as far as nobody waits for that memory."""
         missing = agent.footprint.restore_tokens
         if self.config.upload == "none" or agent.move not in (None, "upload") or missing < MIN_UPLOAD_TOKENS:
             return None
-        return UploadWish(missing, start_by, is_due, agent.importance)
+        return UploadWish(missing, start_by, is_due, agent.importance, copy_s(agent, pool))
+
+
+def copy_s(agent: AgentView, pool: PoolView) -> float:
+    """How long the copy of what an agent misses lasts, alone on the link and without a pause."""
+    return pool.costs.upload_s(agent.footprint.restore_tokens)
 
 
 def lead_s(agent: AgentView, pool: PoolView) -> float:
-    """How long before its agent is back an upload has to begin."""
-    return max(LEAD_MIN_S, LEAD_FACTOR * pool.costs.upload_s(agent.footprint.restore_tokens)) + LEAD_SLACK_S
+    """How long before its agent is back an upload has to begin at the latest."""
+    return copy_s(agent, pool) + LEAD_SLACK_S
 
 
 def _is_short(pool: PoolView) -> bool:

@@ -1,4 +1,4 @@
-"""How long a request waits in a queue whose order is SGLang's: its place in it, at the pace of the last admissions."""
+"""How long a request waits in a queue whose order is SGLang's: its place in it, at the pace of admissions."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ class QueuePlaces:
         self.pace = Pace()
         self._places: dict[str, int] = {}  # request -> how many are served up to it, itself among them
 
-    def joined(self, rid: str) -> None:
+    def joined(self, now: float, rid: str) -> None:
         self._places[rid] = 1
+        self.pace.joined(now)
 
-    def ordered(self, rids: Iterable[str]) -> None:
+    def ordered(self, now: float, rids: Iterable[str]) -> None:
         """The whole queue, the next one first."""
-        self._places = {rid: place for place, rid in enumerate(rids, start=1)}
+        waited, self._places = bool(self._places), {rid: place for place, rid in enumerate(rids, start=1)}
+        if waited and not self._places:  # the last ones went away
+            self.pace.left(now, 0, admitted=False)
 
     def admitted(self, now: float, rid: str) -> None:
         """It leaves the queue. A prompt in chunks is admitted several times, and counts once."""
         if self._places.pop(rid, None) is not None:
-            self.pace.admitted(now)
+            self.pace.left(now, len(self._places), admitted=True)
 
     def wait_s(self, rids: Iterable[str]) -> float:
         """Seconds until the first of these is admitted; 0 if none of them waits."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import islice
 
@@ -57,7 +56,6 @@ class SpatialScheduler:
         self._turns = False  # several pools take turns, so that each admission changes the order
         self._ranked_at = self._placed_at = -math.inf
         self.pace = Pace()
-        self._waiting_orders: list[int] = []  # of the programs that waiting requests are of, ascending
         self._look_at = -math.inf
         self._newest = 0  # number of the program that had come last when the door was looked at
         self._let_in = ""  # the program that may pass in this step, since nothing runs
@@ -76,6 +74,7 @@ class SpatialScheduler:
             self._of_programs += bool(waiting.program)
         entry.runs = False
         self._order.add(entry)
+        self.pace.joined(now)
         self._changed = True
 
     def request_admitted(self, now: float, rid: str, new_tokens: int) -> None:
@@ -85,7 +84,7 @@ class SpatialScheduler:
             return
         entry.runs = True
         self._order.remove(entry)
-        self.pace.admitted(now)
+        self.pace.left(now, len(self._order), admitted=True)
         if entry.charged is None:
             entry.charged = self._cost(entry.waiting, new_tokens)
             entry.new_tokens = new_tokens
@@ -104,6 +103,8 @@ class SpatialScheduler:
         if entry is None:
             return
         self._order.remove(entry)
+        if not entry.runs:
+            self.pace.left(now, len(self._order), admitted=False)
         waiting = entry.waiting
         self._of_programs -= bool(waiting.program)
         if output_tokens is not None:
@@ -189,7 +190,6 @@ class SpatialScheduler:
     def _look_at_pools(self, pools: dict[Pool, list[str]]) -> None:
         self.shares.update(pools)
         self._turns = len(pools) > 1
-        self._waiting_orders = self._order.orders()
 
     def waits(self, program: Program) -> int:
         """How many of its requests wait."""
@@ -202,11 +202,12 @@ class SpatialScheduler:
         return [(rid, program, None if place is None else place.path_s) for rid, program, place in found]
 
     def wait_s(self, program: str) -> float:
-        """Seconds that a request of `program` would wait behind those of older ones, at the pace of the last ones."""
+        """Seconds that a request of `program` would wait behind those of older ones that wait now, at the pace at which
+        waiting ones were admitted last."""
         known = self.programs.get(program)
-        if known is None or not self._waiting_orders:
+        if known is None:
             return 0.0
-        return min(LONGEST_WAIT_S, bisect_left(self._waiting_orders, known.order) / self.pace.per_s)
+        return min(LONGEST_WAIT_S, self._order.before(known.order) / self.pace.per_s)
 
     def admit(self, now: float, demand: Demand, state: AgentState) -> None:
         """Decide which programs wait at the door in this step (`held_back`)."""

@@ -82,6 +82,9 @@ class WaitingOrder:
         self._came: list[Entry] = []  # those that the last `place` has put into a line first
         self._have_moved = False  # and whether it has moved others
 
+    def __len__(self) -> int:
+        return len(self._entries) + len(self._new)
+
     def add(self, entry: Entry) -> None:
         """It waits from now on; it has its place after the next `place`."""
         self.remove(entry)
@@ -153,9 +156,9 @@ class WaitingOrder:
         others = [rid for rid in rids if rid not in self._entries]
         return {pool: found for pool, found in lines.items() if found}, others
 
-    def orders(self) -> list[int]:
-        """Of the programs of all that wait, ascending; one number for each request."""
-        return self._orders.copy()
+    def before(self, order: int) -> int:
+        """How many of those that have their places are of older programs than the one of that number."""
+        return bisect_left(self._orders, order)
 
     def _look_up(self, now: float, entry: Entry, oldest: float) -> Rank:
         rank, may_change = self._rank(now, entry)
