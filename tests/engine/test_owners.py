@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tokencake_sglang.engine.owners import ANONYMOUS, owners_of
+from types import SimpleNamespace
+
+from tokencake_sglang.engine.owners import ANONYMOUS, owners_of, path_end
 
 SHARED = list(range(200, 232))
 LEFT, RIGHT = SHARED + list(range(300, 332)), SHARED + list(range(400, 432))
@@ -202,3 +204,10 @@ def test_a_split_of_what_was_left_behind_leaves_two_such_pieces(make):
     h.on_device(LEFT[:16] + [1])
     h.audit()
     assert on_latest_path(h, LEFT) == [False, False]
+
+
+def test_the_end_of_a_path_is_found_however_many_nodes_it_has():
+    root = node = SimpleNamespace(parent=None, key=[])
+    for _ in range(5000):
+        node = SimpleNamespace(parent=node, key=[1, 2, 3])
+    assert (path_end(node), path_end(node.parent), path_end(root)) == (15_000, 14_997, 0)

@@ -32,9 +32,13 @@ def owners_of(node: Node) -> dict[str, bool]:
 def path_end(node: Node) -> int:
     """Tokens from the root to the end of `node`. That never changes, also when a part of it or of what is above it
     becomes a node of its own, so it is kept on the node."""
-    end = getattr(node, "path_tokens", None)
-    if end is None:
-        end = node.path_tokens = 0 if node.parent is None else path_end(node.parent) + len(node.key)
+    unknown = []
+    while node.parent is not None and getattr(node, "path_tokens", None) is None:
+        unknown.append(node)
+        node = node.parent
+    end = 0 if node.parent is None else node.path_tokens
+    for below in reversed(unknown):  # a loop, since a path may have more nodes than Python allows calls in calls
+        below.path_tokens = end = end + len(below.key)
     return end
 
 
