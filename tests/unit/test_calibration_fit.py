@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import threading
+from dataclasses import asdict
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 
-from tokencake_sglang.emulator import calibrate, fit
+from tokencake_sglang.core.errors import TokenCakeError
+from tokencake_sglang.emulator import calibrate, calibration_engine, fit, step_log
 from tokencake_sglang.emulator.calibration_engine import decode_points, host_overhead_s, prefill_points
 from tokencake_sglang.emulator.calibration_grid import Facts, Grid, Measured, drive
 from tokencake_sglang.emulator.fit import CopyPoint, DecodePoint, FitError, PrefillPoint
@@ -223,3 +229,26 @@ def test_a_server_that_is_not_there_ends_with_one_line(tmp_path, capsys):
     assert calibrate.main(["http://127.0.0.1:9", "--out", str(tmp_path / "p.json")]) == 2
     assert capsys.readouterr().err.startswith("tokencake: http://127.0.0.1:9/server_info cannot be reached")
     assert not (tmp_path / "p.json").exists()
+
+
+def test_a_scheduler_that_says_it_is_ready_before_it_writes_its_facts_is_waited_for(monkeypatch):
+    facts = {name: value for name, value in asdict(FACTS).items() if name != "model"}
+
+    def write(path: str) -> None:
+        with open(path, "a", encoding="utf-8") as log:
+            log.write(json.dumps({"kind": "facts", **facts}) + "\n")
+
+    def start(given: dict) -> SimpleNamespace:
+        threading.Timer(0.2, write, [os.environ[step_log.ENV_PATH]]).start()
+        return SimpleNamespace(shutdown=lambda: None)
+
+    monkeypatch.setattr(calibration_engine, "start_engine", start)
+    with calibration_engine.EngineServer({"model_path": "m"}) as server:
+        assert server.facts == FACTS
+
+
+def test_a_scheduler_that_never_writes_its_facts_is_not_waited_for_without_end(monkeypatch):
+    monkeypatch.setattr(calibration_engine, "FACTS_WITHIN_S", 0.1)
+    monkeypatch.setattr(calibration_engine, "start_engine", lambda given: SimpleNamespace(shutdown=lambda: None))
+    with pytest.raises(TokenCakeError, match="wrote no facts"), calibration_engine.EngineServer({"model_path": "m"}):
+        pass

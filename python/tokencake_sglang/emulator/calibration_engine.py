@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from tokencake_sglang.emulator import step_log
 from tokencake_sglang.emulator.calibration_grid import Facts, Measured
 from tokencake_sglang.emulator.fit import CopyPoint, DecodePoint, PrefillPoint, typical
 
+FACTS_WITHIN_S = 60.0
 FLUSH_TRIES = 50
 SHORTEST_ROW = 3  # decode steps of an unchanged batch
 
@@ -55,7 +57,10 @@ class EngineServer:
         return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
 
     def _facts(self) -> Facts:
-        found = [line for line in self._lines() if line["kind"] == "facts"]
+        """What the scheduler writes as it enters its loop: shortly after it has told that it is ready."""
+        end = time.monotonic() + FACTS_WITHIN_S
+        while not (found := [line for line in self._lines() if line["kind"] == "facts"]) and time.monotonic() < end:
+            time.sleep(0.05)
         if not found:
             raise TokenCakeError("The scheduler wrote no facts: it did not start through the calibration. Calibrate "
                                  "the server over its URL instead.")
