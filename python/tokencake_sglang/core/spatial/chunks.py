@@ -9,7 +9,6 @@ from __future__ import annotations
 from tokencake_sglang.core.costs import Costs
 
 MIN_PROMPT_TOKENS = 64  # of a batch, however short its decoding is
-CHUNK_STEP = 16  # sizes are multiples of this
 
 
 def balanced_chunk(costs: Costs, requests: int, context: int, position: int) -> int:
@@ -17,4 +16,4 @@ def balanced_chunk(costs: Costs, requests: int, context: int, position: int) -> 
     prompt of which `position` tokens are computed. As SGLang counts, each decoding request is one of the tokens."""
     idle_s = costs.decode_s(requests, context) - costs.compute_s(requests)
     prompt = int(min(idle_s / max(costs.compute_s(1, position), 1e-12), 1e9))
-    return max(requests + MIN_PROMPT_TOKENS, (requests + prompt) // CHUNK_STEP * CHUNK_STEP)
+    return requests + max(MIN_PROMPT_TOKENS, prompt)
