@@ -33,7 +33,7 @@ def running(server, *lengths, told=True):
 @pytest.mark.parametrize("order", ["program", "sglang"])
 def test_a_chunk_is_balanced_with_what_decodes_beside_it_by_the_costs_of_all_ranks(make, order):
     server = balanced(make, order=order)
-    server.extension.mover.costs = costs = Costs(compute_token_s=2e-4, compute_pair_s=1e-6, decode_token_s=1e-4)
+    server.extension.mover.costs = costs = Costs(compute_token_s=2e-5, compute_pair_s=1e-7, decode_token_s=1e-4)
     waiting = queue(server, "b", "b1", range(1000, 1100))
     chunked = server.h.request(range(3000, 3150), "c")
     chunked.prefix_indices = torch.arange(48)

@@ -45,4 +45,4 @@ def test_costs_of_nothing_give_a_size_all_the_same():
 
 
 def test_before_anything_is_measured_it_is_of_the_size_that_small_servers_want():
-    assert 64 <= balanced_chunk(Costs(), 1, 5000, 0) <= 512
+    assert 128 <= balanced_chunk(Costs(), 1, 5000, 0) <= 512

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tokencake_sglang.core.costs import Costs
 
-MIN_PROMPT_TOKENS = 64  # of a batch, however short its decoding is
+MIN_PROMPT_TOKENS = 128  # of a batch, however short its decoding is: beside few requests prompts matter more
 
 
 def balanced_chunk(costs: Costs, requests: int, context: int, position: int) -> int:
