@@ -23,6 +23,7 @@ POOL = ("--max-total-tokens", "4096", "--hicache-ratio", "2")
 TOKENCAKE = ("--enable-tokencake", "--tokencake-offload-policy", "eager", "--tokencake-stall-floor-s", "0.1",
              "--tokencake-min-offload-tokens", "16")
 TOOL_S = 0.5
+SEEN_LATE_MS = 2000  # by which a client on a busy machine sees an answer after the server has written its end
 TURNS = 3
 AGENTS = ("ada", "bob")
 
@@ -77,7 +78,8 @@ def check_against_client(rows: list[dict], seen: list[dict]) -> None:
         assert row["prefix_len"] == (sum(before["call"]["lengths"]) if before else 0)
         if before:
             waited = before["row"]["tool_wait_after_ms"]
-            assert TOOL_S * 1000 <= waited <= (call["end"] - before["call"]["end"]) * 1000 + 100
+            between_answers = (call["end"] - before["call"]["end"]) * 1000
+            assert TOOL_S * 1000 <= waited <= between_answers + SEEN_LATE_MS
         ends[call["agent"]] = {"call": call, "row": row}
     assert [row["tool_wait_after_ms"] for row in rows[-len(AGENTS):]] == [0] * len(AGENTS)
 
