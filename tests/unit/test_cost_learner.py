@@ -12,6 +12,7 @@ from tokencake_sglang.core.cost_learner import (
     MAX_BUCKETS,
     MIN_PREFILL_TOKENS,
     CostLearner,
+    LinearFit,
 )
 from tokencake_sglang.core.costs import Costs
 
@@ -231,6 +232,20 @@ def test_memory_is_bounded_whatever_sizes_come():
 
 def test_the_same_samples_give_the_same_costs():
     assert trained().costs() == trained().costs()
+
+
+def test_a_fit_is_made_once_for_each_new_sample_however_often_it_is_asked(monkeypatch):
+    """A batch with prompts asks in every step."""
+    fitted = []
+    make = LinearFit._fit
+    monkeypatch.setattr(LinearFit, "_fit", lambda fit, *given: fitted.append(fit) or make(fit, *given))
+    fit = LinearFit((1.0, 1.0))
+    assert fit.figures() == (1.0, 1.0) and fitted == []
+    for amount in (1.0, 50.0):
+        fit.add((1.0, amount), 2.0 + 3.0 * amount)
+        assert fit.figures() == fit.figures() == fit.figures()
+    assert len(fitted) == 2
+    assert fit.figures() == pytest.approx((2.0, 3.0), rel=0.01)
 
 
 # -- the value --------------------------------------------------------------------------------------------------

@@ -44,12 +44,14 @@ class LinearFit:
         self.scales = scales or defaults
         self.samples = 0
         self._buckets: dict[tuple[int, ...], _Bucket] = {}
+        self._fitted: Figures | None = None  # to these samples
 
     def add(self, amounts: Figures, seconds: float) -> None:
         """Fold one sample. `amounts`: how often each figure is paid, zero or more; not all of them zero."""
         key = tuple(int(amount).bit_length() for amount in amounts)
         bucket = self._buckets.setdefault(key, _Bucket())
         self.samples += 1
+        self._fitted = None
         bucket.seen = self.samples
         bucket.samples.append((amounts, seconds))
         del bucket.samples[:-KEPT_SAMPLES]
@@ -58,8 +60,11 @@ class LinearFit:
 
     def figures(self) -> Figures:
         """The figures that fit all buckets best; the defaults, scaled, where the samples do not tell."""
-        if not self._buckets:
-            return self.defaults
+        if self._fitted is None:
+            self._fitted = self._fit_all() if self._buckets else self.defaults
+        return self._fitted
+
+    def _fit_all(self) -> Figures:
         points = [self._point(bucket) for bucket in self._buckets.values()]
         factor = _weighted_median([(seconds / _dot(amounts, self.defaults), weight)
                                    for amounts, seconds, weight in points])
