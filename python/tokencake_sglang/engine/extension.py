@@ -67,7 +67,7 @@ class TokenCakeExtension(SchedulerExtension):
         self.places = QueuePlaces()  # of a queue that SGLang orders
         if self.queue is None:
             self.controller.queue_wait_s = self._queue_wait_s
-        if self.queue is not None:
+        else:
             self.mover.would_hold_back = self.queue.would_hold_back
         self.mover.expected_new_tokens = self.expected_new_tokens
         self.cache.on_request_finished = self._on_request_finished
@@ -141,8 +141,10 @@ class TokenCakeExtension(SchedulerExtension):
     def on_requests_admitted(self, reqs: list[Any]) -> None:
         if self.queue is not None:
             self.queue.admitted(reqs)
+        else:
+            for req in reqs:
+                self.places.admitted(self.controller.now, req.rid)
         for req in reqs:
-            self.places.admitted(self.controller.now, req.rid)
             self.controller.runs.request_admitted(self.controller.now, req.rid)
 
     def _queue_wait_s(self, key: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -10,25 +11,22 @@ NEAR = 32  # requests at the end of the queue
 
 def on_device(scheduler: Any) -> list[Any]:
     """Of the running batch, the batch before it and the prompt computed in chunks; finished ones included."""
-    reqs = list(scheduler.running_batch.reqs)
-    if scheduler.last_batch is not None:
-        reqs += scheduler.last_batch.reqs
-    if scheduler.chunked_req is not None:
-        reqs.append(scheduler.chunked_req)
-    return reqs
+    return [*chain.from_iterable(_places(scheduler))]
 
 
 def count_on_device(scheduler: Any) -> int:
     """How many `on_device` lists."""
-    last = 0 if scheduler.last_batch is None else len(scheduler.last_batch.reqs)
-    return len(scheduler.running_batch.reqs) + last + (scheduler.chunked_req is not None)
+    return sum(map(len, _places(scheduler)))
 
 
 def runs_any(scheduler: Any) -> bool:
     """Whether any request runs that has not finished."""
-    last = () if scheduler.last_batch is None else scheduler.last_batch.reqs
-    chunked = () if scheduler.chunked_req is None else (scheduler.chunked_req,)
-    return any(not req.finished() for req in chain(scheduler.running_batch.reqs, last, chunked))
+    return any(not req.finished() for req in chain.from_iterable(_places(scheduler)))
+
+
+def _places(scheduler: Any) -> tuple[Sequence[Any], ...]:
+    last, chunked = scheduler.last_batch, scheduler.chunked_req
+    return scheduler.running_batch.reqs, () if last is None else last.reqs, () if chunked is None else (chunked,)
 
 
 def held(scheduler: Any) -> list[Any]:

@@ -51,7 +51,6 @@ class SpatialScheduler:
         self._entries: dict[str, Entry] = {}
         self._order = WaitingOrder(self._rank)
         self._number = 0
-        self._of_programs = 0  # requests
         self._changed = True  # the order may have
         self._turns = False  # several pools take turns, so that each admission changes the order
         self._ranked_at = self._placed_at = -math.inf
@@ -71,7 +70,6 @@ class SpatialScheduler:
             name = waiting.program or waiting.rid
             program = self.programs.request_added(now, name, waiting, state)
             entry = self._entries[waiting.rid] = Entry(waiting, self._number, program, now, waiting.pool)
-            self._of_programs += bool(waiting.program)
         entry.runs = False
         self._order.add(entry)
         self.pace.joined(now)
@@ -106,7 +104,6 @@ class SpatialScheduler:
         if not entry.runs:
             self.pace.left(now, len(self._order), admitted=False)
         waiting = entry.waiting
-        self._of_programs -= bool(waiting.program)
         if output_tokens is not None:
             self.lengths.observe(waiting.kind, output_tokens)
             if entry.charged is not None:
