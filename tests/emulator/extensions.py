@@ -36,8 +36,11 @@ def register(name: str) -> None:
     class ExpectsSixty(Telling):
         """Every request generates 60 tokens."""
 
-        def expected_new_tokens(self, req: Any) -> float:
-            return 60 - len(req.output_ids)
+        def running_growth(self, reqs: list[Any], tokens: float) -> float:
+            return sum(60 - len(req.output_ids) for req in reqs)
+
+        def new_request_growth(self, req: Any, admitted: list[Any], tokens: float) -> float:
+            return min(tokens, 60)
 
     class SmallChunks(Telling):
         """Prompts in pieces of 64 tokens, but for that of c3."""

@@ -77,12 +77,11 @@ def test_no_extension_limits_chunks_by_itself():
     assert SchedulerExtension().limit_chunk(512, None, [], None) == 512
 
 
-def test_no_extension_expects_anything_by_itself():
-    import math
-
+def test_no_extension_counts_otherwise_by_itself():
     from sglang.srt.managers.scheduler_extension import SchedulerExtension
 
-    assert SchedulerExtension().expected_new_tokens(object()) == math.inf
+    extension = SchedulerExtension()
+    assert extension.running_growth([], 7.5) == extension.new_request_growth(object(), [], 7.5) == 7.5
 
 
 @pytest.mark.parametrize("name", ["order_waiting_queue", "holds_back", "parks_chunk", "on_requests_admitted"])

@@ -192,50 +192,6 @@ def test_an_ended_request_leaves_the_queue_and_teaches_its_length(server):
     assert spatial.num_requests == 0 and spatial.lengths.expected("", 1000) < 64
 
 
-def test_admission_counts_with_what_is_left_of_the_forecast_and_beyond_it_as_sglang_does(server):
-    for number in range(LENGTHS_NEEDED):
-        req = server.h.request(PROMPT, "a", f"a{number}")
-        req.agent_metadata |= {"agent_type": "coder"}
-        server.extension.on_request_added(req)
-        req.output_ids = [1] * 12
-        server.extension.queue.request_ended(req)
-    req = server.h.request(PROMPT, "a", "next")
-    req.agent_metadata |= {"agent_type": "coder"}
-    server.extension.on_request_added(req)
-    left = []
-    for generated in (0, 5, 12, 30):
-        req.output_ids = [1] * generated
-        left.append(server.extension.expected_new_tokens(req))
-    assert left == [12, 7, math.inf, math.inf]
-
-
-@pytest.mark.parametrize("admission", ["forecast", "max-tokens"])
-def test_the_room_that_admission_wants_is_that_of_the_forecast_where_admission_goes_by_it(make, admission):
-    """Both requests ask for 1,000 tokens; their client expects 6 of the running one and 9 of the waiting one."""
-    server = Server(make(device_tokens=192, host_tokens=256), admission=admission)
-
-    def request(agent, rid, expected, prompt):
-        req = server.h.request(prompt, agent, rid)
-        req.sampling_params.max_new_tokens = 1000
-        req.agent_metadata |= {"expected_output_tokens": str(expected)}
-        server.h.waiting_queue.append(req)
-        server.extension.on_request_added(req)
-        return req
-
-    running = server.run(request("a", "a1", 6, PROMPT))
-    server.h.running_batch.reqs = [running]
-    waiting = request("b", "b1", 9, range(1000, 1032))
-    ratio, left = server.h.new_token_ratio_tracker.current, 1000 - len(running.output_ids)
-    more = {"forecast": min(left * ratio, 6 - len(running.output_ids)) + 9, "max-tokens": left * ratio + 1000}
-    found = server.extension.mover.measure_pool().admission_tokens
-    assert found == int(more[admission]) + len(waiting.origin_input_ids) + server.h.page_size + 1
-
-
-def test_with_the_order_of_sglang_admission_has_no_forecast(make):
-    server = Server(make(device_tokens=192, host_tokens=256), order="sglang")
-    assert server.extension.expected_new_tokens(server.h.request(PROMPT, "a", "a1")) == math.inf
-
-
 def test_the_live_state_shows_programs_pools_and_who_waits(server):
     server.serve(PROMPT, "a")
     queue(server, "a", "a1")

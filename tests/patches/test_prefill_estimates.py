@@ -19,16 +19,27 @@ def tiered(monkeypatch):
     return CacheHarness(clock, device_tokens=ROOM)
 
 
-def expects(tokens):
-    return SimpleNamespace(expected_new_tokens=lambda req: tokens)
+def counts(running=None, new=None):
+    """An extension that counts so, each time as a function of what SGLang counts; None: as SGLang does."""
+    told = []
+
+    def running_growth(reqs, tokens):
+        told.append((reqs, tokens))
+        return tokens if running is None else running
+
+    def new_request_growth(req, admitted, tokens):
+        told.append((req, list(admitted), tokens))
+        return tokens if new is None else min(tokens, new)
+
+    return SimpleNamespace(running_growth=running_growth, new_request_growth=new_request_growth, told=told)
 
 
-def adder(tiered, *extensions, running=()):
+def adder(tiered, *extensions, running=(), mixed=0):
     from sglang.srt.managers.schedule_policy import PrefillAdder
 
     return PrefillAdder(
         PAGE, tiered.cache, tiered.allocator, SimpleNamespace(reqs=list(running)), RATIO, 10**6, None,
-        extensions=extensions)
+        num_mixed_decode_tokens=mixed, extensions=extensions)
 
 
 def waiting(tiered, first=100, asked=ASKED):
@@ -38,32 +49,37 @@ def waiting(tiered, first=100, asked=ASKED):
     return req
 
 
-@pytest.mark.parametrize(("expected", "counted"), [((), 32), ((10,), 10), ((90, 10, 30), 10), ((40,), 32)])
-def test_a_running_request_counts_with_the_smallest_expectation_but_never_more_than_its_share(
-        tiered, expected, counted):
-    """In `_get_running_request_total_token_offset`, `_expected_new_tokens` and `__init__`."""
-    found = adder(tiered, *map(expects, expected), running=[waiting(tiered)])
-    assert found.rem_total_token_offset == counted
+@pytest.mark.parametrize(("running", "counted"), [((), 32), ((None,), 32), ((10,), 10), ((90,), 90), ((90, None), 90)])
+def test_running_requests_count_with_what_an_extension_says_more_or_less(tiered, running, counted):
+    """In `__init__`."""
+    req, extensions = waiting(tiered), [counts(one) for one in running]
+    found = adder(tiered, *extensions, running=[req], mixed=3)
+    assert found.rem_total_token_offset == 3 + counted
+    assert all(extension.told[0][0] == [req] for extension in extensions)
+    assert [extension.told[0][1] for extension in extensions] in ([], [32], [32, 90])
 
 
-def test_a_ratio_of_nothing_leaves_no_count_and_no_error(tiered):
-    """In `_get_running_request_total_token_offset`."""
-    found = adder(tiered, expects(10))
-    found.new_token_ratio = 0.0
-    assert found._get_running_request_total_token_offset(waiting(tiered)) == 0
-
-
-@pytest.mark.parametrize(("expected", "counted"), [((), ASKED), ((10,), 10), ((90,), ASKED)])
-def test_an_admitted_request_takes_of_the_room_what_is_expected_of_it(tiered, expected, counted):
+@pytest.mark.parametrize(("new", "counted"), [((), ASKED), ((10,), 10), ((90,), ASKED), ((30, 10), 10)])
+def test_an_admitted_request_takes_of_the_room_what_an_extension_says(tiered, new, counted):
     """In `_update_prefill_budget`."""
-    found = adder(tiered, *map(expects, expected))
+    found = adder(tiered, *(counts(new=one) for one in new))
     found.add_one_req(waiting(tiered), False, None)
     assert found.rem_total_token_offset == PROMPT + counted + PAGE
 
 
-@pytest.mark.parametrize(("expected", "admitted"), [((), 0), ((10,), 1), ((112,), 0)])
-def test_a_request_that_asks_for_more_than_the_device_has_goes_if_what_is_expected_fits(tiered, expected, admitted):
+@pytest.mark.parametrize(("new", "admitted"), [((), 0), ((10,), 1), ((112,), 0)])
+def test_a_request_that_asks_for_more_than_the_device_has_goes_if_what_is_said_fits(tiered, new, admitted):
     """In `add_one_req`."""
-    found = adder(tiered, *map(expects, expected))
+    found = adder(tiered, *(counts(new=one) for one in new))
     found.add_one_req(waiting(tiered, asked=4 * ROOM), False, None)
     assert len(found.can_run_list) == admitted
+
+
+def test_a_request_is_counted_beside_those_that_were_admitted_before_it(tiered):
+    """In `add_one_req` and `_update_prefill_budget`."""
+    extension = counts(new=5)
+    found, first, second = adder(tiered, extension), waiting(tiered), waiting(tiered, first=500)
+    for req in (first, second):
+        found.add_one_req(req, False, None)
+    assert extension.told[1:] == [
+        (first, [], ASKED), (first, [], ASKED), (second, [first], ASKED), (second, [first], ASKED)]

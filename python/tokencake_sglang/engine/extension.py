@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -69,7 +68,7 @@ class TokenCakeExtension(SchedulerExtension):
             self.controller.queue_wait_s = self._queue_wait_s
         else:
             self.mover.would_hold_back = self.queue.would_hold_back
-        self.mover.expected_new_tokens = self.expected_new_tokens
+            self.mover.growth.left = self.queue.most_left
         self.cache.on_request_finished = self._on_request_finished
         self.chunks: BalancedChunks | None = None
         if config.chunks == "balanced" and scheduler.is_mixed_chunk:
@@ -129,8 +128,11 @@ class TokenCakeExtension(SchedulerExtension):
     def parks_chunk(self, req: Any, running_batch: Any) -> bool:
         return self.parking.must_wait(req, running_batch)
 
-    def expected_new_tokens(self, req: Any) -> float:
-        return math.inf if self.queue is None else self.queue.expected_new_tokens(req)
+    def running_growth(self, reqs: list[Any], tokens: float) -> float:
+        return self.mover.growth.of_running(reqs, tokens)
+
+    def new_request_growth(self, req: Any, admitted: list[Any], tokens: float) -> float:
+        return self.mover.growth.of_new(req, admitted, tokens)
 
     def limit_chunk(self, chunk_tokens: int | None, chunked_req: Any, waiting_queue: list[Any],
                     running_batch: Any) -> int | None:

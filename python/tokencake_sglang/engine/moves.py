@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-
-from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.plan import (
@@ -23,6 +20,7 @@ from tokencake_sglang.core.plan import (
 )
 from tokencake_sglang.core.types import Footprint, PoolView, WaitingView
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
+from tokencake_sglang.engine.growth import Growth
 from tokencake_sglang.engine.offloads import Offloads
 from tokencake_sglang.engine.requests import LiveRequests
 from tokencake_sglang.engine.uploads import Uploads
@@ -43,7 +41,7 @@ class KvMover:
         self.uploads = Uploads(cache, scheduler, self.done)
         self.waiting_viewed = 0  # waiting requests whose views a policy wants
         self.would_hold_back: Callable[[Any], bool] = lambda req: False  # whether a waiting request may not go yet
-        self.expected_new_tokens: Callable[[Any], float] = lambda req: math.inf  # as the admission counts
+        self.growth = Growth(scheduler)  # as the admission counts it
         self.costs = Costs()  # as rank 0 told it last
         self._pool: PoolView | None = None
 
@@ -147,12 +145,8 @@ class KvMover:
 
     def _admission_tokens(self, head: Any, missing: int, running: list[Any]) -> int:
         """What SGLang wants to find free or evictable when it admits that request, of whose prompt so many tokens are
-        missing (PrefillAdder.add_one_req). It counts no request with more than is expected of it."""
-        ratio = self.scheduler.new_token_ratio_tracker.current
-        growth = sum([min(min(_growth_tokens(req), CLIP_MAX_NEW_TOKENS) * ratio, self.expected_new_tokens(req))
-                      for req in running])
-        own = min(_growth_tokens(head), CLIP_MAX_NEW_TOKENS, self.expected_new_tokens(head))
-        return int(growth + own) + missing + self.cache.page_size + 1
+        missing (PrefillAdder.add_one_req)."""
+        return int(self.growth.wanted(head, running)) + missing + self.cache.page_size + 1
 
     def _missing_tokens(self, req: Any) -> int:
         """Of its prompt, what its agent has not on the device."""

@@ -94,9 +94,10 @@ class ProgramQueue:
         """The same as a question, at any time: nothing is counted, and no room is taken for the request."""
         return self.spatial.holds_back(req.rid) or self.pools.would_pass_over(self.controller.now, req.rid)
 
-    def expected_new_tokens(self, req: Any) -> float:
-        """For SGLang's admission: what is left of the forecast. A request that went beyond it is of SGLang's count."""
-        left = self.spatial.most_expected(req.rid) - len(req.output_ids)
+    def most_left(self, req: Any) -> float:
+        """Tokens that it will hardly exceed yet; infinity: nothing is known, or it went beyond what was forecast."""
+        expected, most = self.spatial.most_expected(req.rid), req.sampling_params.max_new_tokens
+        left = expected if expected == math.inf else min(expected, most) - len(req.output_ids)
         return left if left > 0 else math.inf
 
     def admitted(self, reqs: list[Any]) -> None:

@@ -1,0 +1,79 @@
+"""With how many tokens SGLang's admission counts what requests will generate yet (patch 0006).
+
+SGLang takes a share of what each running request may still generate, and retracts some when it was too small. Where
+it is known how long outputs are, it is known as well when a request ends and what it gives back then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
+
+from tokencake_sglang.core.spatial.growth import most_at_once
+
+
+class Growth:
+    """`left(req)`: tokens that the request will hardly exceed yet; infinity: not known, and SGLang's count is taken."""
+
+    def __init__(self, scheduler: Any, left: Callable[[Any], float] = lambda req: math.inf) -> None:
+        self.scheduler = scheduler
+        self.left = left
+        self._running: list[tuple[float, Any]] = []  # of the batch that is being built
+
+    def of_running(self, reqs: list[Any], tokens: float) -> float:
+        """What `reqs`, which run, will hold at the most beyond what they hold; `tokens` is SGLang's own count. To be
+        asked before `of_new`, when a batch is begun."""
+        self._running = known = self._known(reqs)
+        if not known:
+            return tokens
+        if len(known) < len(reqs):
+            ratio = self.scheduler.new_token_ratio_tracker.current
+            others = sum([stock_growth(req) for req in reqs if self.left(req) == math.inf]) * ratio
+        else:
+            others = 0.0
+        return others + _at_once(known)
+
+    def of_new(self, req: Any, admitted: list[Any], tokens: float) -> float:
+        """How much that rises with `req`, which is to run too, beside `admitted` of the same batch. Not above
+        SGLang's count."""
+        left = self.left(req)
+        if left == math.inf or tokens <= 0:
+            return tokens
+        beside = self._running + self._known(admitted)
+        return min(tokens, _at_once([*beside, (left, req)]) - _at_once(beside))
+
+    def wanted(self, req: Any, running: list[Any]) -> float:
+        """Both together, at any other time: for `req` if it were admitted now."""
+        ratio, before = self.scheduler.new_token_ratio_tracker.current, self._running
+        found = self.of_running(running, sum(map(stock_growth, running)) * ratio)
+        found += self.of_new(req, [], stock_growth(req))
+        self._running = before
+        return found
+
+    def _known(self, reqs: list[Any]) -> list[tuple[float, Any]]:
+        return [(left, req) for req in reqs if (left := self.left(req)) < math.inf]
+
+
+def stock_growth(req: Any) -> int:
+    """What SGLang takes for the most that it may still generate."""
+    return min(max(0, req.sampling_params.max_new_tokens - len(req.output_ids)), CLIP_MAX_NEW_TOKENS)
+
+
+def _at_once(requests: list[tuple[float, Any]]) -> float:
+    return most_at_once([left for left, _ in requests], lambda i: freed_at_end(requests[i][1]))
+
+
+def freed_at_end(req: Any) -> int:
+    """Tokens on the device that nobody else holds, and that can be given up once the request has ended. None while it
+    is not yet computed."""
+    if req.req_pool_idx is None:
+        return 0
+    tokens = len(req.origin_input_ids) + len(req.output_ids) - req.cache_protected_len
+    node = req.last_node
+    while node.parent is not None and node.lock_ref == 1:
+        tokens += len(node.key)
+        node = node.parent
+    return tokens
