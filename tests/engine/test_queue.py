@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 
 import pytest
 
 from tests.engine.test_life_cycle import PROMPT, Server
 from tokencake_sglang.core.spatial.ledger import SHARED
-from tokencake_sglang.core.spatial.output_lengths import LENGTHS_NEEDED
 from tokencake_sglang.engine.ipc import TokenCakeTickReq
 
 
