@@ -8,12 +8,8 @@ import pytest
 
 from tests.support.mechanism import MemoryMechanism, Tokens
 from tokencake_sglang.core.config import TokenCakeConfig
-from tokencake_sglang.core.controller import (
-    ACTIVE_RECHECK_S,
-    DECISIONS_PER_STEP,
-    DECLINED_RETRY_S,
-    Controller,
-)
+from tokencake_sglang.core.controller import ACTIVE_RECHECK_S, DECLINED_RETRY_S, Controller
+from tokencake_sglang.core.due import DECISIONS_PER_STEP
 from tokencake_sglang.core.plan import CancelOffload, Offload, Release, Upload
 from tokencake_sglang.core.timers import TIMER_SLACK
 from tokencake_sglang.core.types import PREFILL, AgentIdentity
@@ -570,7 +566,7 @@ def test_timers_do_not_grow_with_the_number_of_decisions(server):
         server.at(100.0)
         server.finish(call_id=f"other {i}")
         server.at(100.0)
-    assert len(server.controller._timers) <= TIMER_SLACK + 5
+    assert server.controller.due.timers <= TIMER_SLACK + 5
 
 
 def test_nothing_waits_for_time_when_nothing_is_going_on(server):

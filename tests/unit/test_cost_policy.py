@@ -56,6 +56,14 @@ def test_an_agent_that_waits_in_the_queue_is_looked_at_again_because_others_may_
     assert (decision.next_use, decision.wake_at) == (NOW + wait_s, NOW + again_s)
 
 
+def test_an_agent_without_kv_on_any_tier_is_looked_at_again_at_its_next_event_only():
+    for agent in (replace(WAITS, active=True, queue_wait_s=40.0), waits(0.1, 60.0), waits(30.0, 60.0)):
+        assert decide(agent).wake_at is not None
+        none = decide(replace(agent, footprint=Footprint()))
+        assert (none.action, none.wake_at, none.wish) == (None, None, None)
+        assert decide(replace(agent, footprint=Footprint(host_tokens=1))).wake_at is not None
+
+
 @pytest.mark.parametrize(("now", "next_use", "wake_at"), [
     (100.0, 100.0, 100.25),  # its answer has just ended: no rest yet
     (110.0, 120.0, 115.0),  # as long as it has rested

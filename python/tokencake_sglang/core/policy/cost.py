@@ -43,10 +43,10 @@ class CostPolicy:
         return Decision(self._backup(agent, pool), "nobody knows when it comes again")
 
     def _active(self, now: float, agent: AgentView) -> Decision:
-        """Its KV is used when its turn comes, which may move away while it waits: others go before it."""
+        """KV that it has is used when its turn comes, which may move away while it waits: others go before it."""
         cancel = CancelOffload() if agent.move == "offload" else None
         wait = agent.queue_wait_s
-        wake = now + max(REPLAN_MIN_S, REPLAN_SHARE * wait) if wait > 0 else None
+        wake = now + max(REPLAN_MIN_S, REPLAN_SHARE * wait) if wait > 0 and agent.footprint.held_tokens else None
         return Decision(cancel, "it is being served", next_use=now + wait, wake_at=wake)
 
     def _within_ttl(self, now: float, agent: AgentView, pool: PoolView) -> Decision:
@@ -59,6 +59,8 @@ class CostPolicy:
 
     def _stalled(self, now: float, agent: AgentView, stall: StallView, pool: PoolView) -> Decision:
         left = self._left_s(now, stall, USE_LEVEL) + agent.queue_wait_s
+        if not agent.footprint.held_tokens:
+            return Decision(None, "it waits for a tool and has no KV", next_use=now + left)
         early = self._left_s(now, stall, UPLOAD_LEVEL) + agent.queue_wait_s
         wake = now + max(REPLAN_MIN_S, REPLAN_SHARE * left)
         start_by = now + early - lead_s(agent, pool)
