@@ -28,6 +28,7 @@ from tokencake_sglang.core.upload_steps import UploadSteps
 
 DECLINED_RETRY_S = 0.25
 ACTIVE_RECHECK_S = 1.0
+KV_LEFT_S = 0.25
 NO_HINTS = RequestHints()
 
 
@@ -37,6 +38,7 @@ class Controller:
         self.mechanism = mechanism
         self.policy = policy or make_policy(config)
         self._reads_demand = getattr(self.policy, "reads_demand", True)
+        self._follows_kv = getattr(self.policy, "follows_kv", False)
         self.forecaster: Forecaster = make_forecaster(config)
         self.agents = AgentTable(config, self.forecaster)
         self.runs = RunTable(self.forecaster)
@@ -92,6 +94,12 @@ class Controller:
         agent.idle_since = self.now
         self.agents.touch(agent, self.now)
         self.mark_due(agent)
+
+    def kv_left(self, key: str) -> None:
+        """The end of the agent's latest path has left the device; the rest may follow in the next moments."""
+        agent = self.agents.get(key)
+        if self._follows_kv and agent is not None and agent.calls.open and not agent.rids:
+            self.due.look_by(agent, self.now + KV_LEFT_S)
 
     def event(self, event: dict[str, Any]) -> Reply:
         """Fold one validated client event and answer it."""
@@ -231,8 +239,7 @@ class Controller:
         if kind == "upload":
             self.books.upload_landed(agent, self.mechanism.footprint(key).restore_tokens, was_asked)
         elif tokens == 0:  # cancelled, or all of it is in use: not again in every step
-            retry_at = self.now + DECLINED_RETRY_S
-            self.due.look_again(agent, retry_at if agent.wake_at is None else min(agent.wake_at, retry_at))
+            self.due.look_by(agent, self.now + DECLINED_RETRY_S)
             return
         else:
             agent.offloaded_at, agent.offloaded_tokens = self.now, tokens

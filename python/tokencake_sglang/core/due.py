@@ -43,6 +43,10 @@ class Due:
         timers = self._in_queue if agent.rids else self._timers
         timers.set(agent, at)
 
+    def look_by(self, agent: Agent, at: float) -> None:
+        """Decide about it at that time, if it is not to be earlier."""
+        self.look_again(agent, at if agent.wake_at is None else min(agent.wake_at, at))
+
     def next_at(self, now: float) -> float | None:
         """When the next agent is due: `now` if one is already, None if none waits for time to pass."""
         if self._now:
