@@ -92,3 +92,15 @@ def test_an_agent_hears_that_its_kv_has_left_the_device_while_its_tool_is_out(ma
     if copied:
         server.wait(KV_LEFT_S)
         assert agents.get("a").wake_at > server.now + 100.0, "and knows then when it has to come back"
+
+
+def test_who_comes_back_soon_is_asked_of_the_agents_whose_tools_are_out_only(served):
+    def work(count):
+        server = served(count)
+        server.stall("a0", seconds=0.5)
+        returning = server.extension.queue.pools.returning
+        assert [agent for agent, _ in returning(server.now + 1.0)] == ["a0"]
+        return instructions(lambda: list(returning(server.now + 1.0)))
+
+    few, many = work(FEW), work(MANY)
+    assert few == many
