@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tokencake_sglang.cli import SUBCOMMANDS
-from tokencake_sglang.core import controller, cost_learner, counters
+from tokencake_sglang.core import controller, cost_learner, counters, due
 from tokencake_sglang.core.config import OFFLOAD_POLICIES, TokenCakeConfig
 from tokencake_sglang.core.forecast import curve, presets, quantile, samples
 from tokencake_sglang.core.policy import cost, eager, paper, published, score
@@ -110,7 +110,8 @@ def test_the_constants_of_the_policy_the_controller_and_the_costs_are_documented
     found = {name: cells[0] for name, cells in table(text_of(DOCS / "policies.md")).items() if name.isupper()}
     used = {name: value for module in (cost, eager, published, paper, score)
             for name, value in vars(module).items() if name.isupper()}
-    used |= {name: getattr(controller, name) for name in vars(controller) if re.fullmatch(r"[A-Z_]+(_S|_STEP)", name)}
+    used |= {name: value for module in (controller, due) for name, value in vars(module).items()
+             if re.fullmatch(r"[A-Z_]+(_S|_STEP)", name)}
     used |= constants_of("core/uploads.py") | constants_of("core/upload_plan.py")
     used |= {name: getattr(cost_learner, name) for name in vars(cost_learner) if name.isupper()}
     used |= constants_of("engine/measure.py")

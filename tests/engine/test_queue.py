@@ -63,6 +63,8 @@ def test_with_the_order_of_sglang_nothing_is_touched(make):
 def test_with_the_order_of_sglang_kv_of_waiting_agents_is_expected_by_their_places_in_its_queue(make):
     server = Server(make(device_tokens=192, host_tokens=256), order="sglang", offload_policy="cost")
     server.wait()
+    for agent in "abc":
+        server.serve(PROMPT, agent)
     reqs = {agent: queue(server, agent, f"{agent}1") for agent in "abc"}
     queue_now = server.h.waiting_queue
     server.extension.order_waiting_queue(queue_now)
@@ -114,6 +116,27 @@ def test_nobody_waits_at_the_door_where_prompts_are_computed_beside_decoding_in_
     young = queue(server, "young", "y1")
     in_order(server)
     assert server.extension.holds_back(young) == waits
+
+
+def test_the_wait_of_an_agent_whose_request_runs_is_over_until_it_waits_again(make):
+    server = Server(make(device_tokens=192, host_tokens=256), offload_policy="cost")
+    server.wait()
+    server.serve(PROMPT, "old")
+    server.serve(PROMPT, "young")
+    reqs = [queue(server, agent, f"{agent}1") for agent in ("old", "young")]
+    server.extension.order_waiting_queue(server.h.waiting_queue)
+    server.wait()
+    waits, expected = server.controller.queue_wait_s, server.h.cache.owners.next_use
+    assert waits("old") == 0.0 < waits("young") and expected["young"] == server.now + waits("young")
+    server.h.waiting_queue.remove(reqs[1])
+    reqs[1].extend_range = SimpleNamespace(length=16)
+    server.extension.on_requests_admitted([reqs[1]])
+    assert waits("young") == 0.0
+    server.h.waiting_queue.append(reqs[1])
+    server.extension.on_request_added(reqs[1])  # it was retracted
+    server.extension.order_waiting_queue(server.h.waiting_queue)
+    server.wait(1.0)
+    assert expected["young"] == server.now + waits("young") > server.now, "decided about without any other event"
 
 
 @pytest.mark.parametrize("runs", [True, False])

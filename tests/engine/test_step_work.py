@@ -6,6 +6,7 @@ import pytest
 
 from tests.engine.test_life_cycle import Server
 from tests.support.work import instructions
+from tokencake_sglang.core.controller import KV_LEFT_S
 
 MORE = 1.05
 FEW, MANY = 8, 48
@@ -70,3 +71,36 @@ def test_a_request_that_comes_costs_a_step_the_same_however_many_wait(served):
 
     few, many = work(32), work(256)
     assert few <= MORE * many and many <= MORE * few
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_an_agent_hears_that_its_kv_has_left_the_device_while_its_tool_is_out(make, copied):
+    server = Server(make(device_tokens=192, host_tokens=256, write_through=copied), offload_policy="cost")
+    server.wait()
+    done = server.serve(prompt(0))
+    server.serve(prompt(1), "b")
+    for agent in "ab":
+        server.stall(agent, seconds=500.0)
+    server.wait()
+    agents = server.controller.agents
+    assert agents.get("a").wake_at > server.now + 100.0 or not copied
+    before = agents.get("b").wake_at
+    server.h.evict(1)
+    assert server.h.on_device(done) < len(done)
+    soon = server.now + KV_LEFT_S
+    assert (agents.get("a").wake_at == soon) == copied and agents.get("b").wake_at == before
+    if copied:
+        server.wait(KV_LEFT_S)
+        assert agents.get("a").wake_at > server.now + 100.0, "and knows then when it has to come back"
+
+
+def test_who_comes_back_soon_is_asked_of_the_agents_whose_tools_are_out_only(served):
+    def work(count):
+        server = served(count)
+        server.stall("a0", seconds=0.5)
+        returning = server.extension.queue.pools.returning
+        assert [agent for agent, _ in returning(server.now + 1.0)] == ["a0"]
+        return instructions(lambda: list(returning(server.now + 1.0)))
+
+    few, many = work(FEW), work(MANY)
+    assert few == many

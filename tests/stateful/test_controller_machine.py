@@ -225,8 +225,8 @@ class ControllerMachine(RuleBasedStateMachine):
 
     @invariant()
     def memory_is_bounded(self):
-        assert len(self.controller._timers) <= 4 * len(self.controller.agents) + TIMER_SLACK
-        assert len(self.controller._due) <= len(self.controller.agents)
+        assert self.controller.due.timers <= 2 * (4 * len(self.controller.agents) + TIMER_SLACK)
+        assert len(self.controller.due) <= len(self.controller.agents)
         assert len(self.controller.uploads.queue) <= len(self.controller.agents)
 
     # -- how it ends --------------------------------------------------------------------------------------------

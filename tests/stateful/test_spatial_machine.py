@@ -136,8 +136,8 @@ class Device(RuleBasedStateMachine):
 
     def step(self) -> None:
         self.now += 0.05
-        found = self.spatial.order(self.now, self.queue)
-        if found is not None:
+        if self.spatial.follow(self.now):
+            found = self.spatial.order_of(self.queue)
             assert sorted(found) == sorted(self.queue), "the order lost or made up a request"
             self.queue = found
         self.spatial.admit(self.now, self.demand(), self.state)

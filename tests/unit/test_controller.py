@@ -8,12 +8,8 @@ import pytest
 
 from tests.support.mechanism import MemoryMechanism, Tokens
 from tokencake_sglang.core.config import TokenCakeConfig
-from tokencake_sglang.core.controller import (
-    ACTIVE_RECHECK_S,
-    DECISIONS_PER_STEP,
-    DECLINED_RETRY_S,
-    Controller,
-)
+from tokencake_sglang.core.controller import ACTIVE_RECHECK_S, DECLINED_RETRY_S, KV_LEFT_S, Controller
+from tokencake_sglang.core.due import DECISIONS_PER_STEP
 from tokencake_sglang.core.plan import CancelOffload, Offload, Release, Upload
 from tokencake_sglang.core.timers import TIMER_SLACK
 from tokencake_sglang.core.types import PREFILL, AgentIdentity
@@ -545,6 +541,34 @@ def test_an_offload_that_moved_nothing_is_tried_again_after_a_while_and_not_in_e
     assert server.counters["offloads_started"] == 2
 
 
+@pytest.mark.parametrize(("policy", "times"), [("cost", 1), ("score", 0)])
+def test_an_agent_whose_kv_has_left_the_device_is_looked_at_once_a_moment_later(policy, times):
+    server = Server(offload_policy=policy)
+    server.stalled(seconds=500.0)
+    server.controller.due.look_again(server.agent(), 400.0)
+    seen = []
+    server.controller.observe = lambda now, *_: seen.append(now)
+    for now in (100.0, 100.1):
+        server.at(now)
+        server.controller.kv_left("a")
+    server.controller.kv_left("nobody")
+    for now in (100.0 + KV_LEFT_S - 0.01, 100.0 + KV_LEFT_S, 101.0):
+        server.at(now)
+    assert seen == [100.0 + KV_LEFT_S] * times
+
+
+def test_kv_that_leaves_puts_no_look_off_and_asks_for_none_while_the_agent_has_a_request():
+    server = Server(offload_policy="cost")
+    server.stalled(seconds=500.0)
+    server.controller.due.look_again(server.agent(), 100.1)
+    server.controller.kv_left("a")
+    assert server.agent().wake_at == 100.1
+    server.ask()
+    server.at(100.2)
+    server.controller.kv_left("a")
+    assert server.agent().wake_at is None
+
+
 # -- bounds -----------------------------------------------------------------------------------------------------
 
 
@@ -570,7 +594,7 @@ def test_timers_do_not_grow_with_the_number_of_decisions(server):
         server.at(100.0)
         server.finish(call_id=f"other {i}")
         server.at(100.0)
-    assert len(server.controller._timers) <= TIMER_SLACK + 5
+    assert server.controller.due.timers <= TIMER_SLACK + 5
 
 
 def test_nothing_waits_for_time_when_nothing_is_going_on(server):

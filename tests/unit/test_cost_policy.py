@@ -11,7 +11,7 @@ from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.forecast import LEVELS, Forecast
 from tokencake_sglang.core.plan import Backup, CancelOffload, UploadWish
 from tokencake_sglang.core.policy import make_policy
-from tokencake_sglang.core.policy.cost import LEAD_SLACK_S, PLAN_AHEAD_S, REPLAN_MIN_S, RETURN_GAP_S, CostPolicy
+from tokencake_sglang.core.policy.cost import PLAN_AHEAD_S, REPLAN_MIN_S, RETURN_GAP_S, CostPolicy
 from tokencake_sglang.core.types import AgentView, Footprint, PoolView, StallView
 
 CONFIG = TokenCakeConfig(offload_policy="cost", min_offload_tokens=64)
@@ -56,6 +56,14 @@ def test_an_agent_that_waits_in_the_queue_is_looked_at_again_because_others_may_
     assert (decision.next_use, decision.wake_at) == (NOW + wait_s, NOW + again_s)
 
 
+def test_an_agent_without_kv_on_any_tier_is_looked_at_again_at_its_next_event_only():
+    for agent in (replace(WAITS, active=True, queue_wait_s=40.0), waits(0.1, 60.0), waits(30.0, 60.0)):
+        assert decide(agent).wake_at is not None
+        none = decide(replace(agent, footprint=Footprint()))
+        assert (none.action, none.wake_at, none.wish) == (None, None, None)
+        assert decide(replace(agent, footprint=Footprint(host_tokens=1))).wake_at is not None
+
+
 @pytest.mark.parametrize(("now", "next_use", "wake_at"), [
     (100.0, 100.0, 100.25),  # its answer has just ended: no rest yet
     (110.0, 120.0, 115.0),  # as long as it has rested
@@ -79,11 +87,24 @@ def test_idle_kv_within_its_time_gets_its_copy_as_other_kv():
     assert decide(replace(WAITS, idle_since=100.0, used_until=220.0, footprint=UNCOPIED)).action == Backup()
 
 
-def test_waiting_kv_is_expected_at_the_median_and_looked_at_again_half_way():
-    decision = decide(waits(30.0, 60.0))
-    assert (decision.action, decision.next_use, decision.wake_at) == (
-        None, NOW + 60.0, NOW + 30.0 - LEAD_SLACK_S - PLAN_AHEAD_S)
-    assert decide(waits(59.0, 60.0)).wake_at == NOW + 30.0
+@pytest.mark.parametrize("low_s", [2.0, 30.0, 59.0])
+def test_waiting_kv_is_expected_at_the_median_and_looked_at_again_when_its_agent_may_have_returned(low_s):
+    decision = decide(waits(low_s, 60.0))
+    assert (decision.action, decision.next_use, decision.wake_at) == (None, NOW + 60.0, NOW + low_s + REPLAN_MIN_S)
+
+
+@pytest.mark.parametrize("changes", [
+    {"footprint": UNCOPIED}, {"move": "backup"}, {"queue_wait_s": 1.1}])
+def test_where_a_decision_may_change_before_it_is_looked_at_again_half_way(changes):
+    agent = waits(59.0, 60.0, **changes)
+    assert decide(agent).wake_at == NOW + 0.5 * (60.0 + agent.queue_wait_s)
+    assert decide(waits(59.0, 60.0, queue_wait_s=1.0)).wake_at == NOW + 60.0 + REPLAN_MIN_S
+
+
+def test_kv_that_is_away_is_looked_at_again_when_its_upload_can_be_planned():
+    assert decide(waits(59.0, 60.0, footprint=AWAY)).wake_at == pytest.approx(NOW + 59.0 - 2.15 - PLAN_AHEAD_S)
+    planned = decide(waits(7.1, 7.2, footprint=AWAY))
+    assert planned.wish is not None and planned.wake_at == NOW + 3.6, "more of it may leave" 
 
 
 def test_a_return_that_is_due_is_looked_at_again_soon_but_not_at_once():

@@ -29,8 +29,8 @@ class Server:
             self.queue.append(rid)
 
     def order(self):
-        found = self.spatial.order(self.now, self.queue)
-        self.queue = self.queue if found is None else found
+        if self.spatial.follow(self.now):
+            self.queue = self.spatial.order_of(self.queue)
         return self.queue
 
     def admit(self, rid, new_tokens=100):
@@ -89,25 +89,24 @@ class TestOrder:
     def test_nothing_is_computed_again_while_nothing_has_changed(self):
         server = Server()
         server.add("a.1")
-        assert server.spatial.order(0.0, ["a.1"]) == ["a.1"]
-        assert server.spatial.order(0.5, ["a.1"]) is None
-        assert server.spatial.order(1.5, ["a.1"]) == ["a.1"]
+        assert [server.spatial.follow(now) for now in (0.0, 0.5, 1.5)] == [True, False, True]
 
     def test_an_admission_changes_the_order_only_where_pools_take_turns(self):
         server = Server()
         server.add("a.1", "a.2", "b.1")
         server.order()
         server.admit("a.1")
-        assert server.spatial.order(0.0, server.queue) is None
+        assert not server.spatial.follow(0.0)
         server.add("chat")
         server.order()
         server.admit("a.2")
-        assert server.spatial.order(0.0, server.queue) is not None
+        assert server.spatial.follow(0.0)
 
     def test_a_request_that_nobody_told_of_stays_behind_the_others(self):
         server = Server()
         server.add("a.1")
-        assert server.spatial.order(0.0, ["stranger", "a.1"]) == ["a.1", "stranger"]
+        server.queue.insert(0, "stranger")
+        assert server.order() == ["a.1", "stranger"]
 
     def test_a_retracted_request_has_its_old_place(self):
         server = Server()

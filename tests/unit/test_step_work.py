@@ -5,6 +5,7 @@ Counted in instructions of the interpreter, not in seconds, so that no result de
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,8 @@ import pytest
 from tests.support.mechanism import MemoryMechanism, Tokens
 from tests.support.work import instructions
 from tokencake_sglang.core.config import TokenCakeConfig
-from tokencake_sglang.core.controller import DECISIONS_PER_STEP, Controller
+from tokencake_sglang.core.controller import Controller
+from tokencake_sglang.core.due import DECISIONS_PER_STEP, IN_QUEUE_PER_STEP
 from tokencake_sglang.core.spatial import Demand, SpatialScheduler, Waiting
 from tokencake_sglang.core.spatial.views import Place
 from tokencake_sglang.core.types import AgentIdentity
@@ -96,6 +98,66 @@ def test_each_agent_that_is_due_costs_the_same_and_no_step_decides_about_more_th
     assert more <= MORE * most
     one, two, nine = (Agents(idle=FEW).work(due) for due in (1, 2, 9))
     assert nine - one == pytest.approx(8 * (two - one), rel=0.05)
+
+
+class Crowd(Agents):
+    """`known` agents that were served as soon as they came, and behind them `waiting` ones, each with so many tokens of
+    KV, whose requests wait in the order of the spatial scheduler. No request is admitted any more."""
+
+    def __init__(self, known: int, waiting: int, kv_tokens: int) -> None:
+        super().__init__()
+        self.spatial = SpatialScheduler(TokenCakeConfig())
+        self.controller.queue_wait_s = self.spatial.wait_s
+        for _ in range(known):
+            key = self.serve()
+            self.join(key)
+            self.controller.tick(self.controller.now + 0.001)
+            self.spatial.request_admitted(self.controller.now, f"{key}.2", 100)
+        self.settle()
+        for number in range(waiting):
+            if kv_tokens:
+                self.mechanism.tokens[f"w{number}"] = Tokens(kv_tokens)
+            self.join(f"w{number}")
+            self.controller.request_added(AgentIdentity(agent_id=f"w{number}", agent_type="coder"), f"w{number}.2")
+        self.spatial.follow(self.controller.now)
+        for _ in range(2 + waiting // DECISIONS_PER_STEP):
+            self.step()
+
+    def join(self, key: str) -> None:
+        self.mechanism.live.add(f"{key}.2")
+        waiting = Waiting(f"{key}.2", key, key, "coder", prompt_tokens=100, max_new_tokens=10)
+        self.spatial.request_added(self.controller.now, waiting, lambda agent: None)
+        self.spatial.follow(self.controller.now)
+
+    def steps(self, count: int) -> list[list[str]]:
+        """Whom each of so many steps of 30 ms decides about."""
+        found = []
+        for _ in range(count):
+            self.decided.clear()
+            self.controller.tick(self.controller.now + 0.03)
+            self.controller.step()
+            found.append(list(self.decided))
+        return found
+
+
+@pytest.mark.parametrize("known", [0, MANY])
+def test_an_agent_that_waits_for_its_turn_without_kv_is_not_decided_about_again(known):
+    crowd = Crowd(known, 1_000, kv_tokens=0)
+    assert crowd.controller.agents.get("w999").rids and crowd.spatial.wait_s("w999") > 0
+    assert not any(crowd.steps(100))
+
+
+def test_requests_that_wait_cost_a_step_nothing_while_their_agents_have_no_kv():
+    few, many = (instructions(partial(Crowd(known, 1_000, kv_tokens=0).steps, 50)) for known in (0, MANY))
+    assert few <= MORE * many and many <= MORE * few
+
+
+@pytest.mark.parametrize("known", [FEW, MANY])
+def test_of_agents_with_kv_that_wait_for_their_turns_a_step_decides_about_few_and_none_is_left_out(known):
+    crowd = Crowd(known, 200, kv_tokens=200)
+    found = crowd.steps(100)
+    assert max(map(len, found)) == IN_QUEUE_PER_STEP, "at the pace of before, all are expected within the second"
+    assert {key for step in found for key in step} == {f"w{number}" for number in range(1, 200)}, "the first is next"
 
 
 class Queue:

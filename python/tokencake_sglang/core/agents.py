@@ -17,9 +17,10 @@ ENDED_KEPT = 4096
 
 @dataclass
 class Agent:
-    identity: AgentIdentity
+    identity: AgentIdentity  # as its last request told
     calls: CallTable
     last_seen: float
+    key: str = field(init=False)  # of any of its identities
     rids: dict[str, None] = field(default_factory=dict)  # requests that were added and have not ended
     lifecycles: dict[str, None] = field(default_factory=dict)
     returned_at: float | None = None
@@ -38,16 +39,15 @@ class Agent:
     idle_since: float | None = None  # when its last request ended
     cache_ttl_s: float | None = None  # of its last request: how long after it the KV is expected to be used
 
+    def __post_init__(self) -> None:
+        self.key = self.identity.key
+
     @property
     def used_until(self) -> float | None:
         """Until then its client expects its KV to be used again."""
         if self.idle_since is None or self.cache_ttl_s is None or self.rids:
             return None
         return self.idle_since + self.cache_ttl_s
-
-    @property
-    def key(self) -> str:
-        return self.identity.key
 
     @property
     def state(self) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 from tokencake_sglang.core.agents import Agent, AgentTable
+from tokencake_sglang.core.client_events import ClientEvents
 from tokencake_sglang.core.config import TokenCakeConfig
 from tokencake_sglang.core.counters import Books
+from tokencake_sglang.core.due import DECISIONS_PER_STEP, Due
 from tokencake_sglang.core.forecast import Forecaster, make_forecaster
 from tokencake_sglang.core.hints import RequestHints
 from tokencake_sglang.core.plan import Action, Decision, Mechanism, Offload, Outcome, Policy, Release, Upload
@@ -22,13 +23,12 @@ from tokencake_sglang.core.records import StallRecords
 from tokencake_sglang.core.retention import Retention
 from tokencake_sglang.core.runs import RunTable
 from tokencake_sglang.core.stalls import Reply
-from tokencake_sglang.core.timers import Timers
 from tokencake_sglang.core.types import PREFILL, AgentIdentity, AgentView, PoolView, StallView
 from tokencake_sglang.core.upload_steps import UploadSteps
 
-DECISIONS_PER_STEP = 64
 DECLINED_RETRY_S = 0.25
 ACTIVE_RECHECK_S = 1.0
+KV_LEFT_S = 0.25
 NO_HINTS = RequestHints()
 
 
@@ -38,6 +38,7 @@ class Controller:
         self.mechanism = mechanism
         self.policy = policy or make_policy(config)
         self._reads_demand = getattr(self.policy, "reads_demand", True)
+        self._follows_kv = getattr(self.policy, "follows_kv", False)
         self.forecaster: Forecaster = make_forecaster(config)
         self.agents = AgentTable(config, self.forecaster)
         self.runs = RunTable(self.forecaster)
@@ -50,8 +51,8 @@ class Controller:
         self.observe: Callable[[float, str, Decision, Outcome | None], None] = lambda *_: None
         self.queue_wait_s: Callable[[str], float] = lambda key: 0.0
         self.on_agent_gone: Callable[[str], None] = lambda key: None
-        self._due: dict[str, None] = {}
-        self._timers = Timers(self.agents)
+        self.due = Due(self.agents)
+        self._events = ClientEvents(self)
         self._live: Container[str] | None = None  # of this step, once somebody needs it
 
     # -- events ---------------------------------------------------------------------------------------------
@@ -67,7 +68,7 @@ class Controller:
         a prompt that is still to come, its tools have returned: all of them, or those of `ends_calls`."""
         agent = self.agents.see(self.now, replace(identity, purpose=None))
         if rid in agent.rids:
-            return
+            return self.mark_due(agent)
         agent.rids[rid] = None
         agent.requests += 1
         if identity.purpose == PREFILL:
@@ -75,12 +76,10 @@ class Controller:
         agent.cache_ttl_s = hints.cache_ttl_s
         self._give_up_calls(agent)
         ended = agent.calls.end_all(self.now, ends_calls)
-        self._learn(agent)
+        self.learn(agent)
         self.counters["stalls_finished"] += ended
         if not agent.calls.open:
-            self.books.stall_over(agent, had_calls=ended > 0)
-            self._record_return(agent, "request")
-            self.runs.stall_ended(agent.key)
+            self.stall_over(agent, "request", had_calls=ended > 0)
         self.runs.request_added(self.now, agent.program, identity, rid)
         agent.returned_at = None
         self.mark_due(agent)
@@ -96,64 +95,15 @@ class Controller:
         self.agents.touch(agent, self.now)
         self.mark_due(agent)
 
+    def kv_left(self, key: str) -> None:
+        """The end of the agent's latest path has left the device; the rest may follow in the next moments."""
+        agent = self.agents.get(key)
+        if self._follows_kv and agent is not None and agent.calls.open and not agent.rids:
+            self.due.look_by(agent, self.now + KV_LEFT_S)
+
     def event(self, event: dict[str, Any]) -> Reply:
         """Fold one validated client event and answer it."""
-        agent_id, lifecycle_id = event.get("agent_id"), event.get("lifecycle_id")
-        agent = self.agents.find(agent_id, lifecycle_id)
-        if agent is None:
-            return self.agents.unknown(event["event"], agent_id, lifecycle_id)
-        self.agents.touch(agent, self.now)
-        if event["event"] == "agent_finished":
-            self._end_agent(agent)
-            return Reply(200, "applied", f"Agent {agent.key!r} has ended; its KV is ordinary cache now.")
-        if event["event"] == "program_finished":
-            return self._end_program(agent.program)
-        if event["event"] == "stall_started":
-            return self._stall_started(agent, event)
-        if event["event"] == "stage_finished":
-            reply = agent.calls.finish_stage(self.now, event.get("call_id"), event["stage"])
-            self._learn(agent)
-            if reply.result == "applied":
-                self.mark_due(agent)
-            return reply
-        reply = agent.calls.finish(self.now, event.get("call_id"), event["outcome"])
-        self._learn(agent)
-        if reply.result == "applied":
-            self.counters["stalls_finished"] += 1
-            if not agent.calls.open:
-                agent.returned_at = self.now
-                self.runs.stall_ended(agent.key)
-                self.books.stall_over(agent, had_calls=True)
-                self._record_return(agent, event["outcome"])
-            self.mark_due(agent)
-        return reply
-
-    def _stall_started(self, agent: Agent, event: dict[str, Any]) -> Reply:
-        inferred = event.get("inferred", False)
-        if inferred and agent.tells_calls:
-            return Reply(200, "ignored", f"Agent {agent.key!r} reports its calls itself.")
-        if not inferred:
-            agent.tells_calls = True
-            dropped = agent.calls.drop_inferred()
-            self.counters["stalls_finished"] += dropped
-            if dropped:
-                self.runs.stall_dropped(agent.key)
-        reply = agent.calls.start(
-            self.now, event.get("call_id"), event["kind"], event.get("estimated_duration_s"),
-            tuple((stage["name"], stage["estimated_s"]) for stage in event.get("stages", ())), inferred,
-            event.get("estimated_p90_s"))
-        if reply.result != "applied":
-            return reply
-        self.counters["stalls_started"] += 1
-        self.counters["stalls_inferred"] += inferred
-        self.runs.stall_started(self.now, agent.key, event["kind"])
-        stall = self.stall_view(agent)
-        self.records.opened(self.now, agent.key, agent.identity.agent_type, stall.kind, stall.predicted_end)
-        agent.returned_at = None
-        agent.late_counted = False
-        self.mark_due(agent)
-        back_in = stall.predicted_end - self.now
-        return replace(reply, message=f"{reply.message} The agent is expected to go on in {back_in:.3g} s.")
+        return self._events.fold(event)
 
     def reset(self) -> None:
         """The cache was flushed: moves and leases are gone, the agents and their calls are not."""
@@ -190,16 +140,15 @@ class Controller:
 
     def mark_due(self, agent: Agent) -> None:
         """Decide about it in the next step."""
-        self._due[agent.key] = None
+        self.due.mark(agent)
 
     # -- the step -------------------------------------------------------------------------------------------
 
     @property
     def next_wake(self) -> float | None:
         """When the next agent is due: the current time if one is already, None if none waits for time to pass."""
-        if self._due:
-            return self.now
-        return min((at for at in (self._timers.next_at, self.uploads.queue.next_at) if at is not None), default=None)
+        times = self.due.next_at(self.now), self.uploads.queue.next_at
+        return min((at for at in times if at is not None), default=None)
 
     def step(self) -> None:
         """One scheduler step: completions, the agents that are due, then pieces of uploads; each boundedly many."""
@@ -207,12 +156,7 @@ class Controller:
             self._complete(done.key, done.kind, done.tokens)
         self._live = None
         self._forget_stale()
-        self._due.update(dict.fromkeys(self._timers.take_due(self.now)))
-        for key in list(islice(self._due, DECISIONS_PER_STEP)):
-            del self._due[key]
-            agent = self.agents.get(key)
-            if agent is None:
-                continue
+        for agent in self.due.take(self.now):
             self._drop_vanished_requests(agent)
             self._decide(agent)
         self.uploads.start()
@@ -238,13 +182,14 @@ class Controller:
     def stall_view(self, agent: Agent) -> StallView | None:
         return agent.calls.view(self.now, self.forecaster, agent.identity.agent_type)
 
-    def _learn(self, agent: Agent) -> None:
+    def learn(self, agent: Agent) -> None:
+        """From its calls that have ended."""
         for lesson in agent.calls.take_lessons():
             self.forecaster.observe(agent.identity.agent_type, lesson.kind, lesson.estimate_s, lesson.duration_s)
 
     def _give_up_calls(self, agent: Agent) -> None:
         self.counters["stalls_finished"] += agent.calls.give_up(self.now, self.config.agent_idle_s)
-        self._learn(agent)
+        self.learn(agent)
 
     def _decide(self, agent: Agent) -> None:
         view, pool = self.view(agent), self.mechanism.pool(self._reads_demand)
@@ -266,7 +211,7 @@ class Controller:
         if agent.rids and wake_at is None:
             waits = agent.calls.open or agent.lease_until is not None
             wake_at = self.now + ACTIVE_RECHECK_S if waits else None  # its request may vanish without a word
-        self._timers.set(agent, wake_at)
+        self.due.look_again(agent, wake_at)
 
     def _end_lease_that_is_over(self, agent: Agent) -> None:
         """A declined renewal does not prolong a lease."""
@@ -294,30 +239,18 @@ class Controller:
         if kind == "upload":
             self.books.upload_landed(agent, self.mechanism.footprint(key).restore_tokens, was_asked)
         elif tokens == 0:  # cancelled, or all of it is in use: not again in every step
-            retry_at = self.now + DECLINED_RETRY_S
-            self._timers.set(agent, retry_at if agent.wake_at is None else min(agent.wake_at, retry_at))
+            self.due.look_by(agent, self.now + DECLINED_RETRY_S)
             return
         else:
             agent.offloaded_at, agent.offloaded_tokens = self.now, tokens
         self.mark_due(agent)
 
-    def _record_return(self, agent: Agent, outcome: str) -> None:
+    def stall_over(self, agent: Agent, outcome: str, *, had_calls: bool) -> None:
+        """It waits for no call any more; it did if it `had_calls`."""
+        self.books.stall_over(agent, had_calls=had_calls)
+        self.runs.stall_ended(agent.key)
         if self.records.is_open(agent.key):
             self.records.returned(self.now, agent.key, outcome, self.mechanism.footprint(agent.key))
-
-    def _end_agent(self, agent: Agent) -> None:
-        self.counters["agents_ended"] += 1
-        self._remove(agent, ended=True)
-
-    def _end_program(self, program: str) -> Reply:
-        """Its agents end, but for those that are being served: they show that it goes on."""
-        agents = [self.agents.get(key) for key in self.agents.programs[program]]
-        ending = [agent for agent in agents if not agent.rids]
-        for agent in ending:
-            self._end_agent(agent)
-        left = len(agents) - len(ending)
-        return Reply(200, "applied", f"Program {program!r} has ended with {len(ending)} agents; {left} others are being"
-                     " served.")
 
     def _forget_stale(self) -> None:
         """Forget agents that are idle for too long or too many, boundedly many; one with a live request stays."""
@@ -330,15 +263,16 @@ class Controller:
                 self.agents.touch(agent, self.now)
                 continue
             self.counters["agents_forgotten"] += 1
-            self._remove(agent, ended=False)
+            self.remove(agent, ended=False)
 
-    def _remove(self, agent: Agent, *, ended: bool) -> None:
+    def remove(self, agent: Agent, *, ended: bool) -> None:
+        """It has ended, or is forgotten."""
         self._give_up_calls(agent)
         self.counters["stalls_finished"] += agent.calls.end_all()
         self.records.gone(self.now, agent.key, "agent_finished" if ended else "forgotten")
         self.agents.remove(agent.key, ended=ended)
         self.runs.agent_gone(self.now, agent.key)
-        self._due.pop(agent.key, None)
+        self.due.drop(agent.key)
         self.retention.end(agent.key)
         self.uploads.queue.drop(agent.key)
         self.mechanism.forget(agent.key)

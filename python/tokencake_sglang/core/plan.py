@@ -117,7 +117,8 @@ class Policy(Protocol):
 
     `reads_waiting`: it looks at `PoolView.waiting`; to any other the view shows none. `reads_demand`: it looks at what
     waiting and running requests will need (`waiting_head_tokens`, `admission_tokens`, `growth_tokens`); to one that
-    says False these are None. One that says nothing is taken to look.
+    says False these are None. One that says nothing is taken to look. `follows_kv` (may be left out: no): it is asked
+    again soon about an agent with open calls the end of whose KV has left the device.
     """
 
     reads_waiting: bool

@@ -182,6 +182,10 @@ class StallRecords(Sequence[StallRecord]):
     def is_open(self, agent: str) -> bool:
         return agent in self._open
 
+    def open_agents(self) -> list[str]:
+        """Agents whose stalls are not over, the one that has waited for longest first."""
+        return list(self._open)
+
     def decided(
             self, now: float, agent: AgentView, pool: PoolView, decision: Decision, outcome: Outcome | None) -> None:
         record = self._open.get(agent.key)

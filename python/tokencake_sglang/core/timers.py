@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 
 from tokencake_sglang.core.agents import Agent, AgentTable
 
@@ -36,10 +37,10 @@ class Timers:
             self._heap = [timer for timer in self._heap if self._is_live(timer)]
             heapq.heapify(self._heap)
 
-    def take_due(self, now: float) -> list[str]:
-        """Agents whose timers have ended, in the order of their ends."""
-        due = []
-        while self._heap and (self._heap[0][0] <= now or not self._is_live(self._heap[0])):
+    def take_due(self, now: float, most: float = math.inf) -> list[str]:
+        """Agents whose timers have ended, in the order of their ends, `most` of them."""
+        due: list[str] = []
+        while self._heap and len(due) < most and (self._heap[0][0] <= now or not self._is_live(self._heap[0])):
             timer = heapq.heappop(self._heap)
             if self._is_live(timer):
                 due.append(timer[2])

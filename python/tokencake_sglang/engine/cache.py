@@ -49,6 +49,7 @@ class TokenCakeHiRadixCache(HostTier):
         self.on_request_ended: Callable[[str, str], None] = lambda key, rid: None
         self.on_request_finished: Callable[[Any], None] = lambda req: None
         self.on_given_up: Callable[[Any], None] = lambda node: None  # a node that leaves the device for want of memory
+        self.on_end_left: Callable[[str], None] = lambda key: None  # of an agent's latest path, likewise; a copy stays
         self._inserting = ANONYMOUS
         self._is_unfinished = False
         self.writes_on_decision = config.write_policy == "tokencake"
@@ -189,6 +190,9 @@ class TokenCakeHiRadixCache(HostTier):
 
     def _give_up(self, node: Any) -> int:
         self.on_given_up(node)
+        if node.backuped:
+            for key in self.owners.ending_at(node):
+                self.on_end_left(key)
         with self.worth.resting_since(node):  # its parent, a leaf from now on, was not used after it
             return self._evict_backuped(node) if node.backuped else self._evict_regular(node)
 

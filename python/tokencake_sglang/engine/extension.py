@@ -62,6 +62,7 @@ class TokenCakeExtension(SchedulerExtension):
             self.measure.measure_copies()
         self.cache.on_step = self._on_step
         self.cache.on_request_ended = self.controller.request_ended
+        self.cache.on_end_left = self.controller.kv_left
         self.queue = ProgramQueue(scheduler, self.cache, self.controller) if config.order == "program" else None
         self.places = QueuePlaces()  # of a queue that SGLang orders
         if self.queue is None:

@@ -17,6 +17,7 @@ from tokencake_sglang.core.spatial.ledger import Ledger
 from tokencake_sglang.core.types import Footprint
 
 ANONYMOUS = ""
+MANY_OWNERS = 32  # of one node: KV of so many is not followed, and taken to be wanted soon
 RANK_DEAD, RANK_ORDINARY, RANK_PROTECTED = 0, 1, 2  # eviction classes, given up in this order
 NO_OWNERS: dict[str, bool] = {}
 NO_NODES: dict[int, Any] = {}
@@ -183,6 +184,13 @@ class OwnerIndex:
         """Of `footprint`."""
         end = self.leaf.get(key)
         return 0 if end is None else path_end(end)
+
+    def ending_at(self, node: Node) -> list[str]:
+        """Agents whose latest paths end with `node`; none where it has so many owners that a look would take long."""
+        owners = owners_of(node)
+        if len(owners) > MANY_OWNERS:
+            return []
+        return [key for key in owners if self.leaf.get(key) is node]
 
     def evicted_path(self, key: str) -> list[Node]:
         """Nodes of the agent's latest path that are on the host only, root side first."""

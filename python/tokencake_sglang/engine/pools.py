@@ -137,7 +137,7 @@ class DevicePools:
 
     def _returning(self, by: float) -> Iterable[tuple[str, int]]:
         """Agents whose tools are expected back until then, with the tokens that they will need."""
-        for agent in self.controller.agents:
+        for agent in map(self.controller.agents.get, self.controller.records.open_agents()):
             stall = self.controller.stall_view(agent) if agent.calls.open and not agent.rids else None
             if stall is not None and stall.predicted_end <= by:
                 output = self.spatial.lengths.expected(agent.identity.agent_type or "", 1 << 30)

@@ -41,7 +41,7 @@ class ProgramQueue:
         self._line = QueueOrder()
         self._at_the_door: dict[str, None] = {}  # requests that were counted there
         self._inversions: deque[dict[str, Any]] = deque(maxlen=INVERSIONS_KEPT)
-        controller.queue_wait_s = lambda key: self.spatial.wait_s(self.program_of.get(key, key))
+        controller.queue_wait_s = self._wait_s
         controller.on_agent_gone = self.agent_ended
         cache.owners.program_of = lambda key: self.program_of.get(key, key)
 
@@ -119,9 +119,9 @@ class ProgramQueue:
         busy = sorted((p for p in spatial.programs if p.rids), key=lambda p: p.order)[:most]
         return {
             "programs": [{
-                "program": p.name, "arrived_at": p.arrived_at, "requests": len(p.rids), "waiting": spatial.waits(p),
-                "kv_tokens": ledger.held(p.name), "at_the_door": p.name in spatial.held_back,
-                "queue_wait_s": spatial.wait_s(p.name)} for p in busy],
+                "program": p.name, "arrived_at": p.arrived_at, "requests": len(p.rids),
+                "waiting": spatial.waits(p.rids), "kv_tokens": ledger.held(p.name),
+                "at_the_door": p.name in spatial.held_back, "queue_wait_s": spatial.wait_s(p.name)} for p in busy],
             "waiting": [{"rid": rid, "program": program, "path_s": path_s, "reason": reasons.get(rid)}
                         for rid, program, path_s in spatial.waiting(most)],
             "memory": memory_report(self.device, most),
@@ -139,6 +139,13 @@ class ProgramQueue:
             self.spatial.request_ended(self.controller.now, rid)
             self.pools.request_ended(rid)
             self._at_the_door.pop(rid, None)
+
+    def _wait_s(self, key: str) -> float:
+        """Seconds until a request of the agent has its turn; 0 while one runs and none waits."""
+        agent = self.controller.agents.get(key)
+        if agent is not None and agent.rids and not self.spatial.waits(agent.rids):
+            return 0.0
+        return self.spatial.wait_s(self.program_of.get(key, key))
 
     def _state(self, key: str) -> tuple[bool, float] | None:
         agent = self.controller.agents.get(key)

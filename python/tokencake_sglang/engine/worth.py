@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from tokencake_sglang.core.costs import Costs
-from tokencake_sglang.engine.owners import RANK_DEAD, RANK_PROTECTED, OwnerIndex, owners_of, path_end
+from tokencake_sglang.engine.owners import MANY_OWNERS, RANK_DEAD, RANK_PROTECTED, OwnerIndex, owners_of, path_end
 from tokencake_sglang.engine.victims import DEAD, EXPECTED, ORDINARY, PROTECTED, RECALLED, Place
 
 SOON_S = 0.05  # uses that are nearer than this count alike
-MANY_OWNERS = 32  # KV with more owners than this is taken to be wanted soon
 
 Node = Any  # sglang.srt.mem_cache.radix_cache.TreeNode
 

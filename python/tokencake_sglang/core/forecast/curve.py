@@ -30,7 +30,7 @@ class Curve:
     there lasts, in the median, once more as long as it has lasted).
     """
 
-    __slots__ = ("spread", "_own", "_values", "_points", "_below", "_end", "_far")
+    __slots__ = ("spread", "_own", "_values", "_points", "_below", "_end", "_far", "_lengths")
 
     def __init__(self, values: Sequence[float], prior: Prior) -> None:
         count = len(values)
@@ -50,21 +50,26 @@ class Curve:
     def remaining(self, unit_s: float, elapsed_s: float) -> tuple[float, ...]:
         """Seconds left at LEVELS of a call that has lasted `elapsed_s` and still runs, rising with the level."""
         self._draw()
-        alive, far, end = self._survival(elapsed_s / unit_s), self._far, self._end
-        below, points, most = self._below, self._points, len(self._below) - 1
+        alive = self._survival(elapsed_s / unit_s)
+        lengths = self._lengths if alive == 1.0 else self._lengths_of(alive)
+        return tuple([max(0.0, length * unit_s - elapsed_s) for length in lengths])
+
+    def _lengths_of(self, alive: float) -> list[float]:
+        """Units at LEVELS that calls last, of the share `alive` that last longest."""
+        below, points, most, far = self._below, self._points, len(self._below) - 1, self._far
         found, last = [], 0.0
         for level in LEVELS:
             share = (1.0 - level) * alive  # of all calls, those that last longer
             if share < far:
-                length = end * (far / share) ** (1.0 / TAIL_INDEX)
+                length = self._end * (far / share) ** (1.0 / TAIL_INDEX)
             else:  # as `_value`
                 ended = 1.0 - share
                 above = min(bisect_right(below, ended), most)
                 low, start = below[above - 1], points[above - 1]
                 length = math.exp(start + (ended - low) / (below[above] - low) * (points[above] - start))
-            last = max(last, length * unit_s - elapsed_s)
+            last = max(last, length)
             found.append(last)
-        return tuple(found)
+        return found
 
     def _draw(self) -> None:
         """Lay the points out; only of a curve that is asked, since of two often only the spreads are compared."""
@@ -84,6 +89,7 @@ class Curve:
         self._points = [points[0] - reach, *points, points[-1] + reach]
         self._below = [0.0, *below, 1.0 - far]
         self._end = math.exp(self._points[-1])
+        self._lengths = self._lengths_of(1.0)
 
     def _survival(self, elapsed: float) -> float:
         """Share of calls that last longer than `elapsed` units."""

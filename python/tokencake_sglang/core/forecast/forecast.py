@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 LEVELS = (0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+PLACES = {level: place for place, level in enumerate(LEVELS)}
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Forecast:
 
     def quantile(self, level: float) -> float:
         """Seconds until the tool has returned with probability `level`; linear between LEVELS, flat outside."""
+        if level in PLACES:
+            return self.remaining_s[PLACES[level]]
         if level <= LEVELS[0]:
             return self.remaining_s[0]
         if level >= LEVELS[-1]:

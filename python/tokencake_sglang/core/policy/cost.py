@@ -19,11 +19,13 @@ PLAN_AHEAD_S = 5.0  # before its copy would have to begin, an upload is planned 
 RETURN_GAP_S = 5.0  # from a tool's return to the agent's next request, at the most
 REPLAN_SHARE = 0.5  # of the time that is left, until an agent is looked at again
 REPLAN_MIN_S = 0.25
+SHORT_WAIT_S = 1.0  # in the queue: the plan for an agent hardly changes if a wait that is no longer than this ends
 SHORT_SHARE = 0.2  # free device memory below this share of the pool is short
 
 
 class CostPolicy:
     reads_waiting = reads_demand = False
+    follows_kv = True
 
     def __init__(self, config: TokenCakeConfig) -> None:
         self.config = config
@@ -43,10 +45,10 @@ class CostPolicy:
         return Decision(self._backup(agent, pool), "nobody knows when it comes again")
 
     def _active(self, now: float, agent: AgentView) -> Decision:
-        """Its KV is used when its turn comes, which may move away while it waits: others go before it."""
+        """KV that it has is used when its turn comes, which may move away while it waits: others go before it."""
         cancel = CancelOffload() if agent.move == "offload" else None
         wait = agent.queue_wait_s
-        wake = now + max(REPLAN_MIN_S, REPLAN_SHARE * wait) if wait > 0 else None
+        wake = now + max(REPLAN_MIN_S, REPLAN_SHARE * wait) if wait > 0 and agent.footprint.held_tokens else None
         return Decision(cancel, "it is being served", next_use=now + wait, wake_at=wake)
 
     def _within_ttl(self, now: float, agent: AgentView, pool: PoolView) -> Decision:
@@ -59,21 +61,31 @@ class CostPolicy:
 
     def _stalled(self, now: float, agent: AgentView, stall: StallView, pool: PoolView) -> Decision:
         left = self._left_s(now, stall, USE_LEVEL) + agent.queue_wait_s
+        if not agent.footprint.held_tokens:
+            return Decision(None, "it waits for a tool and has no KV", next_use=now + left)
         early = self._left_s(now, stall, UPLOAD_LEVEL) + agent.queue_wait_s
-        wake = now + max(REPLAN_MIN_S, REPLAN_SHARE * left)
+        half_way = now + max(REPLAN_MIN_S, REPLAN_SHARE * left)
         start_by = now + early - lead_s(agent, pool)
         if self.config.upload in ("timer", "hybrid") and start_by <= now:
-            return Decision(None, "it is about to return", next_use=now + left, wake_at=wake,
+            return Decision(None, "it is about to return", next_use=now + left, wake_at=half_way,
                             wish=self._wish(agent, pool, start_by))
-        wish, look_at = None, start_by
-        if self.config.upload in ("at-stall", "hybrid"):
+        wish, look_at, backup = None, start_by, self._backup(agent, pool)
+        if agent.footprint.restore_tokens < MIN_UPLOAD_TOKENS:
+            look_at = now + early + REPLAN_MIN_S
+        elif self.config.upload in ("at-stall", "hybrid"):
             wish = self._wish(agent, pool, start_by, is_due=False)
         elif self.config.upload == "timer" and start_by <= now + PLAN_AHEAD_S:
             wish = self._wish(agent, pool, start_by)
         else:
             look_at = start_by - PLAN_AHEAD_S
-        return Decision(self._backup(agent, pool), "it waits for a tool", next_use=now + left,
-                        wake_at=min(wake, look_at) if look_at > now else wake, wish=wish)
+        if look_at <= now or wish is not None or self._may_change(agent):
+            look_at = half_way if look_at <= now else min(half_way, look_at)
+        return Decision(backup, "it waits for a tool", next_use=now + left, wake_at=look_at, wish=wish)
+
+    def _may_change(self, agent: AgentView) -> bool:
+        """Whether the decision may, long before the call's return is likely: with a move, with memory for KV without a
+        copy, or with the queue. For KV that begins to leave the device it is asked again anyway."""
+        return agent.move is not None or self._has_no_copy(agent) or agent.queue_wait_s > SHORT_WAIT_S
 
     def _left_s(self, now: float, stall: StallView, level: float) -> float:
         """Seconds until the agent has returned with probability `level`."""
@@ -85,10 +97,14 @@ class CostPolicy:
 
     def _backup(self, agent: AgentView, pool: PoolView) -> Action | None:
         """Copies on the host for KV that may have to leave the device."""
-        kv = agent.footprint
-        if agent.move is not None or kv.unshared_device_tokens - kv.backed_up_tokens < self.config.min_offload_tokens:
+        if agent.move is not None or not self._has_no_copy(agent):
             return None
         return Backup() if _is_short(pool) else None
+
+    def _has_no_copy(self, agent: AgentView) -> bool:
+        """Whether enough of its KV is on the device only."""
+        kv = agent.footprint
+        return kv.unshared_device_tokens - kv.backed_up_tokens >= self.config.min_offload_tokens
 
     def _wish(self, agent: AgentView, pool: PoolView, start_by: float, is_due: bool = True) -> UploadWish | None:
         """What is missing should come back, as far as nobody waits for that memory."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from tokencake_sglang.core.config import TokenCakeConfig
@@ -136,14 +136,8 @@ class SpatialScheduler:
     # -- questions ------------------------------------------------------------------------------------------
 
     def order_may_have_changed(self, now: float) -> bool:
-        """Whether `order` is worth asking."""
+        """Whether `follow` has anything to do."""
         return self._changed or self._order.is_renewing or now - self._ranked_at >= RANKS_LAST_S
-
-    def order(self, now: float, rids: Sequence[str]) -> list[str] | None:
-        """The waiting requests in the order in which to try them; None if that has not changed since the last call.
-
-        Requests that were never added keep their places behind all others."""
-        return self.order_of(rids) if self.follow(now) else None
 
     def follow(self, now: float) -> bool:
         """Put those that have come, and those whose rank has changed, into their places. Whether the order may be
@@ -173,11 +167,12 @@ class SpatialScheduler:
         return found
 
     def order_of_all(self) -> list[str]:
-        """As `order`, after `follow`, for a queue of all that wait."""
+        """The order in which to try them, after `follow`, for a queue of all that wait."""
         return self._whole_order(self._order.lines(), [])
 
     def order_of(self, rids: Sequence[str]) -> list[str]:
-        """As `order`, after `follow`."""
+        """The order in which to try these, after `follow`. Requests that were never added keep their places behind all
+        others."""
         return self._whole_order(*self._order.of(rids))
 
     def _whole_order(self, pools: dict[Pool, list[str]], unknown: list[str]) -> list[str]:
@@ -188,9 +183,9 @@ class SpatialScheduler:
         self.shares.update(pools)
         self._turns = len(pools) > 1
 
-    def waits(self, program: Program) -> int:
-        """How many of its requests wait."""
-        return sum(not self._entries[rid].runs for rid in program.rids if rid in self._entries)
+    def waits(self, rids: Iterable[str]) -> int:
+        """How many of these wait."""
+        return sum([not self._entries[rid].runs for rid in rids if rid in self._entries])
 
     def waiting(self, most: int) -> list[tuple[str, str, float | None]]:
         """Waiting requests in the order of their arrival, each with its program ("" for a plain one) and its path."""
