@@ -58,6 +58,14 @@ def test_known_uses_replace_the_forecasts_of_tokencake(jobs):
     assert cached(result, "B2") < 100
 
 
+@pytest.mark.parametrize(("known", "helps"), [
+    ("tools", True), ("tools+known-device", True), ("device", True),
+    ("people", False), ("queue", False), ("reads", False), ("host", False), ("tools+known-host", False)])
+def test_the_truth_about_one_thing_helps_where_the_choice_hangs_on_it(jobs, known, helps):
+    result = jobs("two_sessions", f"tokencake-none-fcfs-host0.1+known-{known}")
+    assert (cached(result, "A2") >= 800) == helps
+
+
 @pytest.mark.parametrize("name", ["stock-fcfs+clairvoyant-order", "stock-lpm+program-order"])
 def test_an_order_moves_waiting_requests_and_loses_none(jobs, name):
     counts = jobs("queue_orders", name)
@@ -68,7 +76,8 @@ def test_an_order_moves_waiting_requests_and_loses_none(jobs, name):
 
 RUN = ["stock-fcfs+program", "stock-lpm+gate1+clairvoyant", "clairvoyant", "session-radix", "hicache-lpm-writeback",
        "hicache-routing-key-mixed", "hicache-priority-mixed-chunk512-selective", "stock-lof-slru",
-       "stock-dfs-weight-priority", "tokencake-lpm-mixed", "tokencake-none", "tokencake-cost-lpm+clairvoyant-evict"]
+       "stock-dfs-weight-priority", "tokencake-lpm-mixed", "tokencake-none", "tokencake-cost-lpm+clairvoyant-evict",
+       "tokencake-cost-lpm+known-people+known-reads+known-host"]
 
 
 @pytest.mark.parametrize("name", RUN)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+
 from tokencake_sglang.engine.owners import ANONYMOUS, owners_of, path_end
 
 SHARED = list(range(200, 232))
@@ -195,6 +197,48 @@ def test_what_one_agent_has_left_another_may_still_be_on(make):
     h.serve(RIGHT, "a")
     h.audit()
     assert not on_latest_path(h, LEFT, "a")[-1] and all(on_latest_path(h, LEFT, "b"))
+
+
+def test_the_share_of_branches_that_are_read_again_counts_an_agent_until_it_first_goes_back(make):
+    h = make()
+    owners = h.cache.owners
+    assert owners.return_share == 1.0
+    for key in "abc":
+        h.serve(LEFT, key)
+        h.serve(RIGHT, key)
+    assert owners.return_share == pytest.approx(1 / 4)
+    for tokens in (LEFT, RIGHT, LEFT):
+        h.serve(tokens, "a")  # back, and from then on it says nothing of others
+    assert owners.return_share == pytest.approx(2 / 5)
+    for key in map(str, range(200)):
+        h.serve(LEFT, key)
+        h.serve(RIGHT, key)
+    assert owners.return_share == 0.02
+
+
+def test_a_node_is_left_behind_once_all_its_owners_have_left_it_for_good(make):
+    h = make()
+    h.serve(LEFT, "a")
+    h.serve(LEFT, "b")
+    h.serve(RIGHT, "a")
+    end = h.peek(LEFT)
+    assert not h.cache.owners.is_left_behind(end)
+    h.serve(RIGHT, "b")
+    assert h.cache.owners.is_left_behind(end)
+    h.serve(LEFT, "b")
+    h.serve(RIGHT, "b")
+    assert not h.cache.owners.is_left_behind(end), "b goes back and forth"
+    h.cache.owners.forget("b")
+    assert h.cache.owners.is_left_behind(end)
+    h.serve(LEFT)
+    assert not h.cache.owners.is_left_behind(end), "a request without an agent has read it"
+
+
+def test_a_conversation_that_only_grows_leaves_nothing_behind(make):
+    h = make(device_tokens=512)
+    for length in (10, 40, 90, 170):
+        h.serve([7] * length, "a")
+    assert h.cache.owners.return_share == 1.0
 
 
 def test_a_split_of_what_was_left_behind_leaves_two_such_pieces(make):

@@ -8,7 +8,16 @@ import pytest
 
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.plan import Backup, MoveDone, Upload
-from tokencake_sglang.engine.victims import DEAD, EXPECTED, ORDINARY, PROTECTED, RECALLED, STALE_SLACK, VictimQueue
+from tokencake_sglang.engine.victims import (
+    DEAD,
+    EXPECTED,
+    LEFT,
+    ORDINARY,
+    PROTECTED,
+    RECALLED,
+    STALE_SLACK,
+    VictimQueue,
+)
 
 A, B, C = [11] * 32, [12] * 32, [13] * 32
 COSTS = Costs(upload_token_s=1e-5, prefill_token_s=1e-3, prefill_pair_s=0.0)
@@ -63,6 +72,12 @@ def test_between_ordinary_and_expected_the_one_that_is_worth_less_goes(shelf):
     shelf.put(2, EXPECTED, 1.0, worth=1.0)
     shelf.put(3, EXPECTED, 3.0, worth=3.0)
     assert shelf.order() == [2, 1, 3]
+
+
+def test_of_what_was_left_behind_ordinary_and_expected_the_one_that_is_worth_least_goes(shelf):
+    for number, (lane, worth) in enumerate([(EXPECTED, 4.0), (ORDINARY, 2.0), (LEFT, 3.0), (LEFT, 1.0)]):
+        shelf.put(number, lane, key=-number, worth=worth)
+    assert shelf.order() == [3, 1, 2, 0]
 
 
 def test_a_place_that_has_risen_is_found_out_at_the_top(shelf):
@@ -241,6 +256,46 @@ def test_kv_that_becomes_what_was_left_behind_has_a_lower_place_at_once(forecast
     m.h.serve(B, "a")  # A's leaf had the highest place of all
     m.h.evict(1)
     assert there(m.h) == "bc"
+
+
+def cut_conversations(m, agents: str) -> None:
+    """Each agent leaves one branch behind, and ends."""
+    for number, key in enumerate(agents):
+        for tokens in ([100 + number] * 32, [200 + number] * 32):
+            m.h.serve(tokens, key)
+        m.mover.forget(key)
+    m.h.evict(m.h.cache.owners.dead_tokens)
+
+
+@pytest.mark.parametrize(("cut_before", "gone"), [("", "c"), ("wxyz", "a")])
+def test_the_more_often_branches_stay_behind_the_less_the_next_one_is_worth(forecast, cut_before, gone):
+    m = forecast()
+    m.mover.expect("a", 1000.0)
+    cut_conversations(m, cut_before)
+    m.time = 100.0
+    m.h.serve(A, "a")
+    m.h.serve(B, "a")
+    m.h.serve(C, "c")
+    m.time = 110.0
+    m.mover.expect("a", 110.0)
+    m.mover.expect("c", 135.0)  # C in 25 s; A has rested for 10, so in 20 s, or in 60 once others have stayed behind
+    m.h.evict(1)
+    assert set("abc") - set(there(m.h)) == {gone}
+
+
+def test_what_an_agent_that_goes_back_has_left_behind_is_ordinary(forecast):
+    m = forecast()
+    m.mover.expect("a", 1000.0)
+    cut_conversations(m, "wxyz")
+    for tokens in (A, B, A, B):
+        m.h.serve(tokens, "a")
+    m.h.serve(C, "c")
+    m.time = 10.0
+    m.mover.expect("a", 10.0)
+    m.mover.expect("c", 30.0)
+    while there(m.h) == "abc":  # there are ends of A as well that it did not go on with
+        m.h.evict(1)
+    assert there(m.h) == "ab"
 
 
 def test_a_node_of_several_agents_waits_for_the_first_of_them(forecast):

@@ -96,6 +96,11 @@ def test_stock_says_nothing_about_a_host_tier_or_tokencake():
     assert configuration("stock-fcfs").tokencake is None
 
 
+def test_several_truths_can_be_told_together():
+    found = bounds.parse(configuration("tokencake-cost-lpm+known-tools+known-people+gate4").bound)
+    assert found == bounds.Bound(gate=4, known=("tools", "people"))
+
+
 def test_clairvoyant_is_both_bounds_on_hicache():
     found = configuration("clairvoyant")
     assert found.server_args == configuration("hicache-fcfs").server_args
@@ -125,9 +130,12 @@ def test_groups_cover_every_schedule_and_every_eviction_policy():
     ("tokencake-writeback", "refuses write-back"), ("hicache-lpm-nopreempt", "needs the schedule priority"),
     ("hicache+", "no bound"), ("hicache+oracle", "Allowed, joined by '+': clairvoyant"),
     ("hicache+program+clairvoyant-evict", "replaces the eviction twice"), ("hicache+gate0", "no bound 'gate0'"),
-    ("tokencake-cost+clairvoyant", "only the bounds clairvoyant-evict and gateN"),
-    ("tokencake-cost+program-evict", "only the bounds clairvoyant-evict and gateN"),
+    ("tokencake-cost+clairvoyant", "only the bounds clairvoyant-evict, known-... and gateN"),
+    ("tokencake-cost+program-evict", "only the bounds clairvoyant-evict, known-... and gateN"),
     ("session-radix+clairvoyant", "the tier session"),
+    ("hicache-lpm+known-tools", "the tier hicache has no forecasts to replace"),
+    ("tokencake-cost+known-tools+clairvoyant-evict", "knows all and a part"),
+    ("tokencake-cost+known-weather", "no bound 'known-weather'"),
 ])
 def test_a_name_that_makes_no_sense_is_refused_with_what_is_allowed(name, said):
     with pytest.raises(ValueError, match="(?i)allowed|use|begin|give|join|form|name|leave") as error:

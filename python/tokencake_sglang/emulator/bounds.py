@@ -11,6 +11,7 @@ from typing import Any
 
 EVICTIONS = ("clairvoyant-evict", "program-evict")
 ORDERS = ("clairvoyant-order", "program-order")
+KNOWN = ("tools", "people", "queue", "reads", "device", "host")
 BOTH = {"clairvoyant": ("clairvoyant-evict", "clairvoyant-order"), "program": ("program-evict", "program-order")}
 _GATE = re.compile(r"gate([1-9]\d*)")
 
@@ -18,6 +19,12 @@ MEANINGS = {
     "clairvoyant": "victims and order both know all future calls, their times and lengths",
     "clairvoyant-evict": "victims know the future: evicts what is used farthest from now, weighed by restore cost",
     "clairvoyant-order": "waiting calls by their program's true remaining critical path, the shortest first",
+    "known-tools": "victims by forecasts, but when tools end is known",
+    "known-people": "victims by forecasts, but when people come back is known",
+    "known-queue": "victims by forecasts, but how long calls wait in the queue is known",
+    "known-reads": "victims by forecasts, but what no call will read is known",
+    "known-device": "true next uses on the device only, forecasts on the host",
+    "known-host": "true next uses on the host only, forecasts on the device",
     "program": "order and victims both by program",
     "program-order": "waiting calls by program arrival, inside a program by the longest remaining path",
     "program-evict": "evicts KV that no call will read, then that of the program that arrived last",
@@ -26,11 +33,13 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Bound:
-    """`eviction` is one of EVICTIONS or "", `order` one of ORDERS or "", `gate` a number of programs or None."""
+    """`eviction` is one of EVICTIONS or "", `order` one of ORDERS or "", `gate` a number of programs or None,
+    `known` some of KNOWN: of what TokenCake's own victim choice knows the truth."""
 
     eviction: str = ""
     order: str = ""
     gate: int | None = None
+    known: tuple[str, ...] = ()
 
 
 def parse(name: str) -> Bound:
@@ -41,6 +50,9 @@ def parse(name: str) -> Bound:
     """
     chosen: dict[str, Any] = {}
     for word in name.split("+") if name else ():
+        if word.removeprefix("known-") in KNOWN and word.startswith("known-"):
+            chosen["known"] = (*chosen.get("known", ()), word.removeprefix("known-"))
+            continue
         gate = _GATE.fullmatch(word)
         for part in (word,) if gate else BOTH.get(word, (word,)):
             kind = "gate" if gate else "eviction" if part in EVICTIONS else "order" if part in ORDERS else None
@@ -50,6 +62,8 @@ def parse(name: str) -> Bound:
             if kind in chosen:
                 raise ValueError(f"The bound {name!r} replaces the {kind} twice. Name one of them.")
             chosen[kind] = int(gate[1]) if gate else part
+    if "known" in chosen and "eviction" in chosen:
+        raise ValueError(f"The bound {name!r} knows all and a part. Name clairvoyant-evict or known-....")
     return Bound(**chosen)
 
 

@@ -13,10 +13,9 @@ from tokencake_sglang.emulator.bounds import Bound
 from tokencake_sglang.emulator.clients import CallRun, ProgramRun
 from tokencake_sglang.emulator.clock import SECOND
 from tokencake_sglang.emulator.futures import Futures, Readers
-from tokencake_sglang.engine.owners import RANK_DEAD
+from tokencake_sglang.emulator.known import KnownUses
 
 SOON_NS = SECOND // 1000  # uses that are nearer than this count alike
-NEVER_NS = 1 << 62
 CACHE_FIRST = ("lpm", "dfs-weight")
 
 
@@ -30,14 +29,15 @@ class FutureStrategy(EvictionStrategy):
     def get_priority(self, node: Any) -> tuple[float, float]:
         """(value, last access): the smallest goes first. 0 for a node that no call will read."""
         self.futures.refresh()
-        start, readers = self._readers_of(node)
+        start, readers = self.readers_of(node)
         return self.rank(node, start, readers) if readers else 0.0, node.last_access_time
 
     @abstractmethod
     def rank(self, node: Any, start: int, readers: list[CallRun]) -> float:
         """Above 0. `node` begins `start` tokens below the root; `readers` are future calls, at least one."""
 
-    def _readers_of(self, node: Any) -> tuple[int, list[CallRun]]:
+    def readers_of(self, node: Any) -> tuple[int, list[CallRun]]:
+        """Tokens above `node`, and the future calls that read it, as of the last refresh of the futures."""
         known = self._known.get(node.id)
         if known is None or known[1] != len(node.key):  # a split shortens the lower node
             tokens = _path_tokens(node)
@@ -62,49 +62,6 @@ class FarthestUse(FutureStrategy):
         if node.backuped and not node.evicted:
             return profile.copy_s(tokens, 1, "h2d") / tokens
         return profile.recompute_s(tokens, start) / tokens
-
-
-class KnownUses:
-    """Gives TokenCake's own victim choice the true next use of every node, in the place of forecasts.
-
-    What no call will read is dead. Known uses come nearer and move away from step to step, so the places of all
-    leaves are renewed in each step that gives any up; `VictimQueue` alone is told only of those that fall.
-    """
-
-    def __init__(self, cache: Any, futures: Futures, readers: Readers) -> None:
-        self.cache, self.futures, self.strategy = cache, futures, FarthestUse(futures, readers)
-        self._rank = cache.owners.rank
-        cache.owners.rank = self.rank
-        cache.worth.expected = self.expected
-        for victims in (cache.device_victims, cache.host_victims):
-            victims.next = _renewing(victims, futures.server)
-
-    def rank(self, node: Any) -> int:
-        return self._rank(node) if self._readers_of(node) else RANK_DEAD
-
-    def expected(self, node: Any) -> float:
-        """When, on the controller's clock in seconds, the first reader of the node is scheduled."""
-        uses = [self.futures.use_ns(call) for call in self._readers_of(node)]
-        return self.cache.worth.now() + (min(uses, default=NEVER_NS) - self.futures.now_ns) / SECOND
-
-    def _readers_of(self, node: Any) -> list[CallRun]:
-        self.futures.refresh()
-        return self.strategy._readers_of(node)[1]
-
-
-def _renewing(victims: Any, server: Any) -> Callable[[], Any]:
-    """`victims.next`, with the places of all leaves renewed once a step."""
-    original, renewed_in = victims.next, -1
-
-    def next_victim() -> Any:
-        nonlocal renewed_in
-        if renewed_in != server.steps:
-            renewed_in = server.steps
-            for node in sorted(victims.leaves, key=lambda leaf: leaf.id):
-                victims.push(node)
-        return original()
-
-    return next_victim
 
 
 class ByProgram(FutureStrategy):
@@ -154,8 +111,8 @@ def install(server: Any, runs: list[ProgramRun], bound: Bound) -> None:
     if bound.order:
         futures.order_key = order_key(bound.order, futures)
         _install_order(scheduler.policy, futures, calls)
-    if bound.eviction and hasattr(scheduler.tree_cache, "worth"):
-        KnownUses(scheduler.tree_cache, futures, Readers(runs))
+    if bound.known or (bound.eviction and hasattr(scheduler.tree_cache, "worth")):
+        KnownUses(scheduler.tree_cache, FarthestUse(futures, Readers(runs)), bound.known)
     elif bound.eviction:
         strategy = FarthestUse if bound.eviction == "clairvoyant-evict" else ByProgram
         scheduler.tree_cache.eviction_strategy = strategy(futures, Readers(runs))

@@ -92,8 +92,10 @@ def _check_bound(parts: _Parts, bound: bounds.Bound) -> None:
     if bound.eviction and parts.tier == "session":
         parts.refuse("a bound cannot choose victims in the tier session", "Use the tier stock, hicache or tokencake.")
     if parts.tier == "tokencake" and (bound.order or bound.eviction not in ("", "clairvoyant-evict")):
-        parts.refuse("the tier tokencake takes only the bounds clairvoyant-evict and gateN", (
+        parts.refuse("the tier tokencake takes only the bounds clairvoyant-evict, known-... and gateN", (
             "Use one of them, or the tier stock or hicache."))
+    if bound.known and parts.tier != "tokencake":
+        parts.refuse(f"the tier {parts.tier} has no forecasts to replace", "Use known-... with the tier tokencake.")
 
 
 class _Parts:

@@ -5,7 +5,7 @@ used by a request without identity is owned by `ANONYMOUS` as well and counts as
 live on SGLang's TreeNode (an attribute `agent_owners`, and `owned_tokens`, its length, which SGLang counts at every
 question); this class holds the way back, from agent to nodes. A tag says as well whether the node lies on the path
 that its owner's last request took: what an agent has left behind (it has cut its prompt, or begun anew) is still its
-own, but nobody expects it to be read again.
+own, but nobody expects it to be read again. How often such a branch was read again all the same is counted.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tokencake_sglang.core.types import Footprint
 ANONYMOUS = ""
 MANY_OWNERS = 32  # of one node: KV of so many is not followed, and taken to be wanted soon
 RANK_DEAD, RANK_ORDINARY, RANK_PROTECTED = 0, 1, 2  # eviction classes, given up in this order
+LEAST_RETURN_SHARE = 0.02  # what was left behind and went off both tiers cannot show that it was wanted
 NO_OWNERS: dict[str, bool] = {}
 NO_NODES: dict[int, Any] = {}
 
@@ -54,6 +55,8 @@ class OwnerIndex:
         self.dead: dict[int, Node] = {}  # nodes that had owners, all of which have ended
         self.dead_tokens = 0  # of those, what is on the device and not locked
         self._counted: dict[int, int] = {}  # dead node -> its part of that
+        self.came_back: dict[str, None] = {}  # agents that have gone back to a branch that they had left
+        self._branches_left = self._branches_returned_to = 0  # of agents that had not gone back to one before
         self.next_use: dict[str, float] = {}  # agent -> when its KV is expected to be used again
         self.on_lowered: Callable[[Node], None] = lambda node: None  # what a node is worth may have fallen
         self.ledger = Ledger()  # by program
@@ -68,20 +71,26 @@ class OwnerIndex:
         self._counted.clear()
         self.dead_tokens = 0
         self.next_use.clear()
+        self.came_back.clear()
         self.ledger.clear()
 
     def tag_path(self, node: Node, key: str) -> None:
         """Make `key` an owner of `node` and of all its ancestors, which are its latest path from now on."""
-        left = self.leaf.get(key)
+        left, is_back = self.leaf.get(key), False
         if key != ANONYMOUS:
             self.leaf[key] = node
             self.lost.pop(key, None)
         while node.parent is not None and not owners_of(node).get(key):
             if key in owners_of(node):
-                node.agent_owners[key] = True  # it has come back to what it had left
+                node.agent_owners[key] = is_back = True  # it has come back to what it had left
             else:
                 self._add(node, key)
             node = node.parent
+        if key not in self.came_back:
+            self._branches_left += left is not None and left is not node and left.parent is not None
+            if is_back:
+                self._branches_returned_to += 1
+                self.came_back[key] = None
         while left is not None and left is not node and left.parent is not None:
             left.agent_owners[key] = False
             self.on_lowered(left)
@@ -117,6 +126,7 @@ class OwnerIndex:
         self.next_use.pop(key, None)
         self.leaf.pop(key, None)
         self.lost.pop(key, None)
+        self.came_back.pop(key, None)
         for node in self.nodes.pop(key, {}).values():
             del node.agent_owners[key]
             self.ledger.remove(node.id, self.program_of(key))
@@ -124,6 +134,17 @@ class OwnerIndex:
                 self.dead[node.id] = node
                 self.recount(node)
             self.on_lowered(node)
+
+    def is_left_behind(self, node: Node) -> bool:
+        """Whether all its owners have left it, and none of them has ever gone back to what it had left."""
+        owners = owners_of(node)
+        return bool(owners) and not any(owners.values()) and (
+            self.came_back.keys().isdisjoint(owners))
+
+    @property
+    def return_share(self) -> float:
+        """How likely a branch that was left behind is read again. The first are taken to be."""
+        return max(LEAST_RETURN_SHARE, (1 + self._branches_returned_to) / (1 + self._branches_left))
 
     def unprotect(self, key: str) -> None:
         """The agent's lease is over."""

@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Callable
 from typing import Any
 
-LANES = DEAD, RECALLED, ORDINARY, EXPECTED, PROTECTED = range(5)
+LANES = DEAD, RECALLED, LEFT, ORDINARY, EXPECTED, PROTECTED = range(6)
 NEARLY = 1.02  # a worth that has risen by less than this keeps its place
 STALE_SLACK = 1024
 
@@ -36,8 +36,8 @@ class VictimQueue:
     """The leaves of one tier in the order in which they are given up.
 
     `place(node)` gives lane and key. Dead KV goes first, then what its pool has borrowed, protected last; between the
-    least recently used ordinary leaf and the expected one that is worth least, the one with the smaller `worth(node)`
-    goes. Equal on every rank as long as both are.
+    least recently used of the leaves that were left behind, that of the ordinary ones, and the expected one that is
+    worth least, the one with the smallest `worth(node)` goes. Equal on every rank as long as both are.
     """
 
     def __init__(self, place: Callable[[Node], Place], worth: Callable[[Node], float],
@@ -88,10 +88,8 @@ class VictimQueue:
         first = self._head(DEAD) or self._head(RECALLED)
         if first is not None:
             return first
-        ordinary, expected = self._head(ORDINARY), self._head(EXPECTED)
-        if ordinary is None or expected is None:
-            return ordinary or expected or self._head(PROTECTED)
-        return ordinary if self._worth(ordinary) <= self._worth(expected) else expected
+        heads = [node for node in map(self._head, (ORDINARY, LEFT, EXPECTED)) if node is not None]
+        return min(heads, key=self._worth) if heads else self._head(PROTECTED)
 
     def _head(self, lane: int) -> Node | None:
         heap = self._lanes[lane]

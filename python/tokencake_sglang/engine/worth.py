@@ -1,7 +1,8 @@
 """What a node's KV is worth: seconds to get a token of it back, over the seconds until somebody wants it.
 
 When its owners are expected again comes from the policy (`OwnerIndex.next_use`); of KV without such an owner it is
-taken that it will rest as long as it has rested. Time is the controller's, equal on every rank.
+taken that it will rest as long as it has rested, and of what its agents have left behind longer, by how seldom such
+branches were read again. Time is the controller's, equal on every rank.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.engine.owners import MANY_OWNERS, RANK_DEAD, RANK_PROTECTED, OwnerIndex, owners_of, path_end
-from tokencake_sglang.engine.victims import DEAD, EXPECTED, ORDINARY, PROTECTED, RECALLED, Place
+from tokencake_sglang.engine.victims import DEAD, EXPECTED, LEFT, ORDINARY, PROTECTED, RECALLED, Place
 
 SOON_S = 0.05  # uses that are nearer than this count alike
 
@@ -45,7 +46,7 @@ class Worth:
 
     def device_place(self, node: Node) -> Place:
         lane, key = self._place(node, self.on_device)
-        if lane in (ORDINARY, EXPECTED) and self.is_recalled(node):
+        if lane in (LEFT, ORDINARY, EXPECTED) and self.is_recalled(node):
             return RECALLED, self.on_device(node)
         return lane, key
 
@@ -81,12 +82,19 @@ class Worth:
             return PROTECTED, self.inner().get_priority(node)
         if self.expected(node) is not None:
             return EXPECTED, worth(node)
+        if self._is_left_behind(node):
+            return LEFT, self.inner().get_priority(node)
         return ORDINARY, self.inner().get_priority(node)
 
     def _wait_s(self, node: Node) -> float:
         at, now = self.expected(node), self.now()
-        rest = at - now if at is not None else now - getattr(node, "rested_since", now)
-        return max(SOON_S, rest)
+        if at is not None:
+            return max(SOON_S, at - now)
+        rest = max(SOON_S, now - getattr(node, "rested_since", now))
+        return rest / self.owners.return_share if self._is_left_behind(node) else rest
+
+    def _is_left_behind(self, node: Node) -> bool:
+        return bool(self.owners.next_use) and self.owners.is_left_behind(node)
 
 
 def _start(node: Node) -> int:
