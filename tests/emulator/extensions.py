@@ -1,4 +1,4 @@
-"""Scheduler extensions that use one call of patches 0005 and 0006 each, for runs in a process of their own."""
+"""Scheduler extensions that use one call of patches 0005, 0006 and 0008 each, for runs in a process of their own."""
 
 from __future__ import annotations
 
@@ -50,6 +50,12 @@ def register(name: str) -> None:
             first = chunked_req or next(iter(waiting_queue), None)
             return chunk_tokens if first is None or _last(first) == "c3" else 64
 
-    kinds = (Telling, LastNameFirst, HoldsTheFirst, ParksTheLast, ExpectsSixty, SmallChunks)
+    class KeepsHalf(Telling):
+        """Half of each batch for others than the prompt in chunks."""
+
+        def tokens_beside_chunk(self, req: Any) -> int:
+            return 128
+
+    kinds = (Telling, LastNameFirst, HoldsTheFirst, ParksTheLast, ExpectsSixty, SmallChunks, KeepsHalf)
     found = {kind.__name__: kind for kind in kinds}
     register_scheduler_extension(lambda scheduler: found[name]())

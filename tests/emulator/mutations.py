@@ -12,6 +12,13 @@ def batch_does_not_wait_for_uploads() -> None:
     _forget_producer(TokenCakeHiRadixCache)
 
 
+def nobody_beside_a_long_prompt() -> None:
+    """A prompt in chunks takes all prompt tokens of each batch, as in SGLang."""
+    from tokencake_sglang.engine.beside import Beside
+
+    Beside.choose = lambda *_: 0
+
+
 def batch_does_not_wait_for_load_backs() -> None:
     """The same for SGLang's own cache."""
     from sglang.srt.mem_cache.hiradix_cache import HiRadixCache

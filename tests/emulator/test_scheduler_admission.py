@@ -1,5 +1,5 @@
-"""0005-scheduler-admission.patch and 0006-prefill-estimates.patch in SGLang's own loop: each test fails without the
-hunk that it names."""
+"""0005-scheduler-admission.patch, 0006-prefill-estimates.patch and 0008-beside-chunk.patch in SGLang's own loop: each
+test fails without the hunk that it names."""
 
 from __future__ import annotations
 
@@ -69,6 +69,16 @@ def test_an_extension_makes_the_chunks_of_a_batch_smaller(emulations):
     assert max(batches(plain).values()) <= 3, "two chunks of 256, and what a batch before had left"
     assert min(batches(small)[name] for name in ("c0", "c1", "c2")) >= 7 > 3 >= batches(small)["c3"]
     assert small["output_sha256"] == plain["output_sha256"]
+
+
+def test_short_prompts_go_beside_the_rest_of_a_long_one_in_what_an_extension_keeps_for_them(emulations):
+    """Each of the short ones fits into what is kept, two of them do not."""
+    calls = [{"name": f"c{i}", "prompt_tokens": 100 if i else 3000, "output_tokens": 60} for i in range(3)]
+    plain, shared = (emulations.run(JOBS + "run_extended", [dict(call) for call in calls], code_writer(
+        MIXED, pool_tokens=8000), name) for name in ("Telling", "KeepsHalf"))
+    behind, beside = first_tokens(plain), first_tokens(shared)
+    assert behind["c0"] <= behind["c1"] and beside["c1"] < beside["c2"] < beside["c0"]
+    assert shared["output_sha256"] == plain["output_sha256"]
 
 
 def test_no_extension_limits_chunks_by_itself():

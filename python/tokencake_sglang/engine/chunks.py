@@ -15,13 +15,15 @@ class BalancedChunks:
     def __init__(self, costs: Callable[[], Costs]) -> None:
         self.costs = costs
 
-    def limit(self, most: int | None, chunked_req: Any, waiting: list[Any], running_batch: Any) -> int | None:
-        """Of at most `most` tokens; None, and where nothing decodes: as SGLang says."""
+    def limit(self, most: int | None, chunked_req: Any, waiting: list[Any], running_batch: Any,
+              beside: int = 0) -> int | None:
+        """Of at most `most` tokens, `beside` of them for others than the prompt in chunks; None, and where nothing
+        decodes: as SGLang says."""
         requests = len(running_batch.reqs)
         if most is None or not requests:
             return most
         context, position = _context(running_batch), _position(chunked_req, waiting)
-        return min(most, balanced_chunk(self.costs(), requests, context, position))
+        return min(most, beside + balanced_chunk(self.costs(), requests, context, position))
 
 
 def _context(batch: Any) -> int:

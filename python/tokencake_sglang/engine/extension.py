@@ -17,6 +17,7 @@ from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.hints import RequestHints
 from tokencake_sglang.core.spatial.places import QueuePlaces
 from tokencake_sglang.core.types import CALLS_JOINED_BY, ENDS_CALLS, AgentIdentity
+from tokencake_sglang.engine.beside import Beside
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache
 from tokencake_sglang.engine.chunks import BalancedChunks
 from tokencake_sglang.engine.copy_fence import fence_copies
@@ -74,6 +75,7 @@ class TokenCakeExtension(SchedulerExtension):
         self.chunks: BalancedChunks | None = None
         if config.chunks == "balanced" and scheduler.is_mixed_chunk:
             self.chunks = BalancedChunks(lambda: self.mover.costs)
+        self.beside = Beside(scheduler, self.cache, self.mover.would_hold_back, self.mover.growth.left)
         self.parking = Parking(scheduler, self.cache, self.limit_chunk)
         self.cache.on_reset = self._on_reset
         self.cache.on_backups_landed = self._try_admission_again
@@ -124,7 +126,7 @@ class TokenCakeExtension(SchedulerExtension):
             self.places.ordered(self.controller.now, (req.rid for req in waiting_queue))
 
     def holds_back(self, req: Any) -> bool:
-        return self.queue is not None and self.queue.holds_back(req)
+        return self.beside.passes_over(req) or (self.queue is not None and self.queue.holds_back(req))
 
     def parks_chunk(self, req: Any, running_batch: Any) -> bool:
         return self.parking.must_wait(req, running_batch)
@@ -139,9 +141,14 @@ class TokenCakeExtension(SchedulerExtension):
                     running_batch: Any) -> int | None:
         if self.chunks is None:
             return chunk_tokens
-        return self.chunks.limit(chunk_tokens, chunked_req, waiting_queue, running_batch)
+        beside = self.beside.choose(chunk_tokens, chunked_req, waiting_queue, running_batch.reqs)
+        return self.chunks.limit(chunk_tokens, chunked_req, waiting_queue, running_batch, beside)
+
+    def tokens_beside_chunk(self, req: Any) -> int:
+        return self.beside.tokens
 
     def on_requests_admitted(self, reqs: list[Any]) -> None:
+        self.beside.admitted(reqs)
         if self.queue is not None:
             self.queue.admitted(reqs)
         else:

@@ -1,0 +1,36 @@
+"""Which waiting requests go beside the rest of a long prompt instead of behind it.
+
+A prompt in chunks takes every prompt token of each batch until it is done, which takes seconds; a turn after a tool
+needs a few tokens. Whoever needs less than is left of the long prompt, and finds room beside all of it, goes at once,
+in the order of the queue. The long prompt keeps its own tokens of each batch: what it loses is the time that the short
+ones take to compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+BESIDE_TOKENS = 512  # prompt tokens of one batch that go to others, at the most
+BESIDE_SHARE = 0.5  # the same, of the most that a batch may hold
+BESIDE_VIEWED = 16  # waiting requests that are looked at, from the head of the queue
+
+
+@dataclass(frozen=True)
+class Candidate:
+    rid: str
+    prompt_tokens: int  # to be computed of its prompt
+    total_tokens: int  # its prompt and what it is expected to generate
+
+
+def go_beside(rest: int, room: int, most: int, waiting: Iterable[Candidate]) -> tuple[dict[str, None], int]:
+    """The ids of those that go beside a prompt of which `rest` tokens are left, and their prompt tokens together.
+    `room`: device tokens beyond what the long prompt and all that runs need yet. `most`: tokens of a batch."""
+    chosen: dict[str, None] = {}
+    tokens, most = 0, min(BESIDE_TOKENS, int(BESIDE_SHARE * most))
+    for one in waiting:
+        if one.prompt_tokens < rest and tokens + one.prompt_tokens <= most and one.total_tokens <= room:
+            chosen[one.rid] = None
+            tokens += one.prompt_tokens
+            room -= one.total_tokens
+    return chosen, tokens
