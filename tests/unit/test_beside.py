@@ -35,14 +35,14 @@ def test_others_have_a_part_of_a_batch_however_small_it_is():
     assert go_beside(REST, ROOM, most - 2, [short()])[1] == 0
 
 
-def test_several_go_together_in_the_order_of_the_queue_and_one_that_does_not_fit_is_passed_over():
-    waiting = [short("a"), short("long", prompt_tokens=400), short("b"), short("c")]
+def test_several_go_together_in_the_order_of_the_queue_and_nobody_overtakes_one_that_does_not_fit():
+    waiting = [short("a"), short("b"), short("long", prompt_tokens=400), short("c", prompt_tokens=10)]
     assert go_beside(REST, ROOM, MOST, waiting) == ({"a": None, "b": None}, 400)
 
 
 def test_each_leaves_less_room_to_the_next():
     waiting = [short("a", total_tokens=6000), short("b", total_tokens=6000), short("c", total_tokens=4000)]
-    assert list(go_beside(REST, ROOM, MOST, waiting)[0]) == ["a", "c"]
+    assert list(go_beside(REST, ROOM, MOST, waiting)[0]) == ["a"]
 
 
 def test_without_room_beside_what_the_long_prompt_needs_nobody_goes():

@@ -1,9 +1,9 @@
 """Which waiting requests go beside the rest of a long prompt instead of behind it.
 
 A prompt in chunks takes every prompt token of each batch until it is done, which takes seconds; a turn after a tool
-needs a few tokens. Whoever needs less than is left of the long prompt, and finds room beside all of it, goes at once,
-in the order of the queue. The long prompt keeps its own tokens of each batch: what it loses is the time that the short
-ones take to compute.
+needs a few tokens. The first of the queue that need less than is left of the long prompt, and find room beside all of
+it, go at once; nobody overtakes one that does not. The long prompt keeps its own tokens of each batch: what it loses is
+the time that the short ones take to compute.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def go_beside(rest: int, room: int, most: int, waiting: Iterable[Candidate]) -> 
     chosen: dict[str, None] = {}
     tokens, most = 0, min(BESIDE_TOKENS, int(BESIDE_SHARE * most))
     for one in waiting:
-        if one.prompt_tokens < rest and tokens + one.prompt_tokens <= most and one.total_tokens <= room:
-            chosen[one.rid] = None
-            tokens += one.prompt_tokens
-            room -= one.total_tokens
+        if one.prompt_tokens >= rest or tokens + one.prompt_tokens > most or one.total_tokens > room:
+            break  # nobody overtakes it
+        chosen[one.rid] = None
+        tokens += one.prompt_tokens
+        room -= one.total_tokens
     return chosen, tokens
