@@ -11,7 +11,7 @@ from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.forecast import LEVELS, Forecast
 from tokencake_sglang.core.plan import Backup, CancelOffload, UploadWish
 from tokencake_sglang.core.policy import make_policy
-from tokencake_sglang.core.policy.cost import PLAN_AHEAD_S, REPLAN_MIN_S, RETURN_GAP_S, CostPolicy
+from tokencake_sglang.core.policy.cost import PLAN_AHEAD_S, REPLAN_MIN_S, RETURN_GAP_S, SHORT_WAIT_S, CostPolicy
 from tokencake_sglang.core.types import AgentView, Footprint, PoolView, StallView
 
 CONFIG = TokenCakeConfig(offload_policy="cost", min_offload_tokens=64)
@@ -50,7 +50,7 @@ def test_kv_of_an_agent_with_a_request_is_used_now(move, action):
     assert (decision.action, decision.next_use, decision.wake_at) == (action, NOW, None)
 
 
-@pytest.mark.parametrize(("wait_s", "again_s"), [(40.0, 20.0), (0.4, REPLAN_MIN_S)])
+@pytest.mark.parametrize(("wait_s", "again_s"), [(40.0, 20.0), (0.4, SHORT_WAIT_S)])
 def test_an_agent_that_waits_in_the_queue_is_looked_at_again_because_others_may_go_before_it(wait_s, again_s):
     decision = decide(replace(WAITS, active=True, queue_wait_s=wait_s))
     assert (decision.next_use, decision.wake_at) == (NOW + wait_s, NOW + again_s)

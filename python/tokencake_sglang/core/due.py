@@ -55,8 +55,9 @@ class Due:
 
     def take(self, now: float) -> list[Agent]:
         """Those that are due, the first first, boundedly many; the others stay."""
-        self._now.update(dict.fromkeys(self._timers.take_due(now)))
-        self._now.update(dict.fromkeys(self._in_queue.take_due(now, IN_QUEUE_PER_STEP)))
+        self._now |= dict.fromkeys(self._timers.take_due(now) + self._in_queue.take_due(now, IN_QUEUE_PER_STEP))
+        if not self._now:
+            return []
         keys = list(islice(self._now, DECISIONS_PER_STEP))
         for key in keys:
             del self._now[key]

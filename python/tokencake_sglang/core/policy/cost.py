@@ -19,7 +19,7 @@ PLAN_AHEAD_S = 5.0  # before its copy would have to begin, an upload is planned 
 RETURN_GAP_S = 5.0  # from a tool's return to the agent's next request, at the most
 REPLAN_SHARE = 0.5  # of the time that is left, until an agent is looked at again
 REPLAN_MIN_S = 0.25
-SHORT_WAIT_S = 1.0  # in the queue: the plan for an agent hardly changes if a wait that is no longer than this ends
+SHORT_WAIT_S = 1.0  # in the queue: a decision hardly changes with waits that are no longer
 SHORT_SHARE = 0.2  # free device memory below this share of the pool is short
 
 
@@ -48,7 +48,7 @@ class CostPolicy:
         """KV that it has is used when its turn comes, which may move away while it waits: others go before it."""
         cancel = CancelOffload() if agent.move == "offload" else None
         wait = agent.queue_wait_s
-        wake = now + max(REPLAN_MIN_S, REPLAN_SHARE * wait) if wait > 0 and agent.footprint.held_tokens else None
+        wake = now + max(SHORT_WAIT_S, REPLAN_SHARE * wait) if wait > 0 and agent.footprint.held_tokens else None
         return Decision(cancel, "it is being served", next_use=now + wait, wake_at=wake)
 
     def _within_ttl(self, now: float, agent: AgentView, pool: PoolView) -> Decision:
