@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support.scenario import MANNERS, TURNS, Player
+from tests.support.scenario import MANNERS, TURNS, Player, tokens
 from tests.support.server import ServerProcess, hicache_flags
 
 pytestmark = pytest.mark.e2e
@@ -65,6 +66,25 @@ def test_uploads_of_the_default_policy_change_no_output(stock_outputs):
     counters, pool = state["counters"], state["pool"]
     assert counters["uploads_started"] == counters["uploads_completed"] > 0 and counters["tokens_uploaded"] > 0
     assert state["num_agents"] == 0 and pool["device_free"] + pool["device_evictable"] == pool["device_total"]
+
+
+def test_a_turn_beside_a_long_prompt_in_chunks_changes_no_output():
+    """A prompt of 2,500 tokens in chunks, and meanwhile the next turn of an agent whose KV is there."""
+    flags = ("--max-total-tokens", "8192", "--hicache-ratio", "2", "--enable-mixed-chunk", "--chunked-prefill-size",
+             "256", "--tokencake-chunks", "balanced")
+    with ServerProcess(*flags, "--enable-tokencake", module=LAUNCHER) as server, ThreadPoolExecutor(1) as pool:
+        turn = tokens("turn", 200)
+        for number in range(5):
+            long = tokens(number, 2500)
+            under_way = pool.submit(server.generate, long, agent_metadata={"agent_id": f"l{number}"})
+            time.sleep(0.2)
+            short = server.generate(turn, agent_metadata={"agent_id": "turns"})["output_ids"]
+            beside = [under_way.result()["output_ids"], short]
+            alone = [server.generate(prompt, extra_key="alone")["output_ids"] for prompt in (long, turn)]
+            assert beside == alone
+            turn += [*short, *tokens(("result", number), 20)]
+        state = settled_state(server)
+    assert state["beside_long_prompts"] > 0
 
 
 def test_retractions_and_a_small_host_pool_change_no_output(stock_outputs):

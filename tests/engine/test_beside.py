@@ -16,7 +16,8 @@ MOST = 64
 
 
 @pytest.fixture
-def server(make):
+def server(make, monkeypatch):
+    monkeypatch.setattr("tokencake_sglang.core.spatial.beside.LONG_REST", 0)
     harness = make(device_tokens=384, host_tokens=512)
     harness.is_mixed_chunk = True
     server = Server(harness, chunks="balanced")
@@ -108,7 +109,8 @@ def test_a_turn_waits_where_the_long_prompt_will_need_the_room(server):
     server.h.allocator.free(taken)
 
 
-def test_with_fixed_chunks_nothing_goes_beside(make):
+def test_with_fixed_chunks_nothing_goes_beside(make, monkeypatch):
+    monkeypatch.setattr("tokencake_sglang.core.spatial.beside.LONG_REST", 0)
     harness = make(device_tokens=384, host_tokens=512)
     server = Server(harness, chunks="fixed")
     long = in_chunks(server)

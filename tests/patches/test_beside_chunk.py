@@ -21,7 +21,8 @@ def tiered(monkeypatch):
 
 def keeps(tokens):
     return SimpleNamespace(
-        running_growth=lambda reqs, counted: 8.0 * len(reqs), new_request_growth=lambda req, admitted, counted: min(8, counted),
+        running_growth=lambda reqs, counted: 8.0 * len(reqs),
+        new_request_growth=lambda req, admitted, counted: min(8, counted),
         tokens_beside_chunk=lambda req: tokens)
 
 

@@ -101,12 +101,13 @@ class TestControlCalls:
             return {"enabled": True, "now": 5.0 + rank, "num_agents": 2, "agents": [{"agent": f"a{rank}"}], "moves": [],
                     "runs": [], "actions": [], "stalls": [], "counters": {"stalls_started": 1 + rank},
                     "declined": {f"why{rank}": 1}, "stall_totals": {"returned": 1}, "pool": {"device_free": rank},
-                    "queue": None, "chunks_parked": 1, "num_graphs": 3}
+                    "queue": None, "chunks_parked": 1, "beside_long_prompts": 2, "num_graphs": 3}
 
         status, state = merge("state", [(200, body(0)), (200, body(1))])
         assert status == 200
         assert state["agents"] == [{"agent": "a0", "dp_rank": 0}, {"agent": "a1", "dp_rank": 1}]
         assert (state["num_agents"], state["counters"], state["num_graphs"]) == (4, {"stalls_started": 3}, 3)
+        assert state["beside_long_prompts"] == 4
         assert state["declined"] == {"why0": 1, "why1": 1} and state["pool"] is None
         assert [(one["dp_rank"], one["pool"]) for one in state["replicas"]] == [
             (0, {"device_free": 0}), (1, {"device_free": 1})]

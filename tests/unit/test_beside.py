@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tokencake_sglang.core.spatial.beside import BESIDE_SHARE, BESIDE_TOKENS, Candidate, go_beside
+from tokencake_sglang.core.spatial.beside import BESIDE_SHARE, BESIDE_TOKENS, LONG_REST, Candidate, go_beside
 
 REST, ROOM, MOST = 5000, 10_000, 4096
 
@@ -24,8 +24,14 @@ def test_it_goes_if_its_tokens_fit_into_the_batch_and_all_of_it_onto_the_device(
     assert bool(go_beside(REST, ROOM, MOST, [one])[0]) is goes
 
 
+@pytest.mark.parametrize(("rest", "goes"), [(LONG_REST, True), (LONG_REST - 1, False)])
+def test_nobody_goes_beside_a_prompt_of_which_little_is_left(rest, goes):
+    assert bool(go_beside(rest, ROOM, MOST, [short()])[0]) is goes
+
+
 @pytest.mark.parametrize(("rest", "goes"), [(201, True), (200, False)])
-def test_whoever_needs_as_much_as_is_left_of_the_long_prompt_waits_for_its_end(rest, goes):
+def test_whoever_needs_as_much_as_is_left_of_the_long_prompt_waits_for_its_end(rest, goes, monkeypatch):
+    monkeypatch.setattr("tokencake_sglang.core.spatial.beside.LONG_REST", 0)
     assert bool(go_beside(rest, ROOM, MOST, [short()])[0]) is goes
 
 

@@ -30,6 +30,7 @@ def state_report(extension: TokenCakeExtension, max_agents: int, max_stalls: int
         "runs": controller.runs.reports(controller.now, max_agents),
         "num_graphs": len(controller.runs.graphs),
         "chunks_parked": extension.parking.parked,
+        "beside_long_prompts": extension.beside.went,
         "counters": dict(controller.counters),
         "declined": dict(controller.declined),
         "actions": list(extension.actions.recent)[::-1],

@@ -16,7 +16,7 @@ NAMES_KEPT = 65536  # programs, agents and calls whose replica is remembered
 ALL = -1  # instead of a replica's number: every one of them
 LISTS = ("agents", "moves", "runs", "actions", "stalls")  # of the state: those of all replicas, each with its own
 SUMS = ("counters", "declined", "stall_totals")
-OF_ONE = ("now", "num_agents", "pool", "queue", "chunks_parked")  # told of each replica
+OF_ONE = ("now", "num_agents", "pool", "queue", "chunks_parked", "beside_long_prompts")  # told of each replica
 
 Answer = tuple[int, dict[str, Any]]
 
@@ -109,7 +109,8 @@ def _state(bodies: Sequence[dict[str, Any]]) -> dict[str, Any]:
             total.update(body[name])
         merged[name] = dict(total)
     merged.update(pool=None, queue=None, num_agents=sum(body["num_agents"] for body in bodies),
-                  chunks_parked=sum(body["chunks_parked"] for body in bodies))
+                  chunks_parked=sum(body["chunks_parked"] for body in bodies),
+                  beside_long_prompts=sum(body["beside_long_prompts"] for body in bodies))
     merged["replicas"] = [
         {"dp_rank": rank, **{name: body[name] for name in OF_ONE}} for rank, body in enumerate(bodies)]
     return merged

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+LONG_REST = 4096  # tokens left of a prompt from which on it is long: a second or more of waiting behind it
 BESIDE_TOKENS = 512  # prompt tokens of one batch that go to others, at the most
 BESIDE_SHARE = 0.5  # the same, of the most that a batch may hold
 BESIDE_VIEWED = 16  # waiting requests that are looked at, from the head of the queue
@@ -24,9 +25,12 @@ class Candidate:
 
 
 def go_beside(rest: int, room: int, most: int, waiting: Iterable[Candidate]) -> tuple[dict[str, None], int]:
-    """The ids of those that go beside a prompt of which `rest` tokens are left, and their prompt tokens together.
+    """The ids of those that go beside a prompt of which `rest` tokens are left, and their prompt tokens together; none
+    beside one of which little is left.
     `room`: device tokens beyond what the long prompt and all that runs need yet. `most`: tokens of a batch."""
     chosen: dict[str, None] = {}
+    if rest < LONG_REST:
+        return chosen, 0
     tokens, most = 0, min(BESIDE_TOKENS, int(BESIDE_SHARE * most))
     for one in waiting:
         if one.prompt_tokens >= rest or tokens + one.prompt_tokens > most or one.total_tokens > room:
