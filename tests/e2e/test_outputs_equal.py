@@ -69,13 +69,13 @@ def test_uploads_of_the_default_policy_change_no_output(stock_outputs):
 
 
 def test_a_turn_beside_a_long_prompt_in_chunks_changes_no_output():
-    """A prompt of 2,500 tokens in chunks, and meanwhile the next turn of an agent whose KV is there."""
-    flags = ("--max-total-tokens", "8192", "--hicache-ratio", "2", "--enable-mixed-chunk", "--chunked-prefill-size",
+    """A prompt of 7,000 tokens in chunks, and meanwhile the next turn of an agent whose KV is there."""
+    flags = ("--max-total-tokens", "16384", "--hicache-ratio", "2", "--enable-mixed-chunk", "--chunked-prefill-size",
              "256", "--tokencake-chunks", "balanced")
     with ServerProcess(*flags, "--enable-tokencake", module=LAUNCHER) as server, ThreadPoolExecutor(1) as pool:
         turn = tokens("turn", 200)
-        for number in range(5):
-            long = tokens(number, 2500)
+        for number in range(3):
+            long = tokens(number, 7000)
             under_way = pool.submit(server.generate, long, agent_metadata={"agent_id": f"l{number}"})
             time.sleep(0.2)
             short = server.generate(turn, agent_metadata={"agent_id": "turns"})["output_ids"]
