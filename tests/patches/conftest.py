@@ -44,6 +44,17 @@ def real_copy(stock_tree, tmp_path) -> Path:
 
 
 @pytest.fixture
+def tiered(monkeypatch, request):
+    """A cache of both tiers with room for as many tokens on the device as the module of the test says (ROOM)."""
+    from tests.support.cache_fixture import CacheHarness
+    from tests.support.transfer_clock import TransferClock
+
+    clock = TransferClock()
+    clock.install(monkeypatch)
+    return CacheHarness(clock, device_tokens=request.module.ROOM)
+
+
+@pytest.fixture
 def words(capsys):
     """The printed text since the last call, spaces folded."""
 

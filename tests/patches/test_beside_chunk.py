@@ -6,17 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.support.cache_fixture import CacheHarness
-from tests.support.transfer_clock import TransferClock
+from tests.support.prefill_adder import PAGE, adder
 
-ROOM, CHUNK, LONG, SHORT, PAGE = 512, 64, 200, 16, 1
-
-
-@pytest.fixture
-def tiered(monkeypatch):
-    clock = TransferClock()
-    clock.install(monkeypatch)
-    return CacheHarness(clock, device_tokens=ROOM)
+ROOM, CHUNK, LONG, SHORT = 512, 64, 200, 16
 
 
 def keeps(tokens):
@@ -24,13 +16,6 @@ def keeps(tokens):
         running_growth=lambda reqs, counted: 8.0 * len(reqs),
         new_request_growth=lambda req, admitted, counted: min(8, counted),
         tokens_beside_chunk=lambda req: tokens)
-
-
-def adder(tiered, *extensions, chunk=CHUNK):
-    from sglang.srt.managers.schedule_policy import PrefillAdder
-
-    return PrefillAdder(
-        PAGE, tiered.cache, tiered.allocator, SimpleNamespace(reqs=[]), 0.5, 10**6, chunk, extensions=extensions)
 
 
 def prompt(tiered, length, first):
@@ -43,7 +28,7 @@ def prompt(tiered, length, first):
 def test_the_rest_of_a_prompt_leaves_what_an_extension_keeps_for_others_and_has_at_least_a_page(
         tiered, kept, computed):
     """In `add_chunked_req` and `_tokens_beside_chunk`."""
-    found, long = adder(tiered, *map(keeps, kept)), prompt(tiered, LONG, 1000)
+    found, long = adder(tiered, *map(keeps, kept), chunk=CHUNK), prompt(tiered, LONG, 1000)
     assert found.add_chunked_req(long) is long, "it goes on in the next batch"
     assert long.extend_range.length == computed
 
@@ -51,7 +36,7 @@ def test_the_rest_of_a_prompt_leaves_what_an_extension_keeps_for_others_and_has_
 @pytest.mark.parametrize(("kept", "goes"), [(SHORT, True), (0, False)])
 def test_a_short_prompt_goes_whole_into_what_was_left_to_it(tiered, kept, goes):
     """In `add_chunked_req`."""
-    found, short = adder(tiered, keeps(kept)), prompt(tiered, SHORT, 5000)
+    found, short = adder(tiered, keeps(kept), chunk=CHUNK), prompt(tiered, SHORT, 5000)
     found.add_chunked_req(prompt(tiered, LONG, 1000))
     found.add_one_req(short, True, None)
     assert (short in found.can_run_list) is goes and found.new_chunked_req is None
@@ -59,7 +44,7 @@ def test_a_short_prompt_goes_whole_into_what_was_left_to_it(tiered, kept, goes):
 
 def test_one_that_does_not_fit_whole_is_not_begun_beside_it(tiered):
     """In `add_one_req`: the scheduler computes one prompt at a time in chunks, and stops at a second."""
-    found = adder(tiered, keeps(SHORT))
+    found = adder(tiered, keeps(SHORT), chunk=CHUNK)
     found.add_chunked_req(prompt(tiered, LONG, 1000))
     assert found.add_one_req(prompt(tiered, LONG, 5000), True, None).name == "OTHER"
     assert len(found.can_run_list) == 1 and found.new_chunked_req is None
@@ -67,7 +52,7 @@ def test_one_that_does_not_fit_whole_is_not_begun_beside_it(tiered):
 
 def test_behind_a_prompt_that_ends_another_one_may_begin(tiered):
     """In `add_one_req`."""
-    found, last = adder(tiered, keeps(SHORT)), prompt(tiered, SHORT, 1000)
+    found, last = adder(tiered, keeps(SHORT), chunk=CHUNK), prompt(tiered, SHORT, 1000)
     assert found.add_chunked_req(last) is None
     long = prompt(tiered, LONG, 5000)
     found.add_one_req(long, False, None)

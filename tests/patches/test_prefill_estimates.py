@@ -6,17 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.support.cache_fixture import CacheHarness
-from tests.support.transfer_clock import TransferClock
+from tests.support.prefill_adder import PAGE, adder
 
-ROOM, RATIO, ASKED, PROMPT, PAGE = 128, 0.5, 64, 16, 1
-
-
-@pytest.fixture
-def tiered(monkeypatch):
-    clock = TransferClock()
-    clock.install(monkeypatch)
-    return CacheHarness(clock, device_tokens=ROOM)
+ROOM, ASKED, PROMPT = 128, 64, 16
 
 
 def counts(running=None, new=None):
@@ -32,14 +24,6 @@ def counts(running=None, new=None):
         return tokens if new is None else min(tokens, new)
 
     return SimpleNamespace(running_growth=running_growth, new_request_growth=new_request_growth, told=told)
-
-
-def adder(tiered, *extensions, running=(), mixed=0):
-    from sglang.srt.managers.schedule_policy import PrefillAdder
-
-    return PrefillAdder(
-        PAGE, tiered.cache, tiered.allocator, SimpleNamespace(reqs=list(running)), RATIO, 10**6, None,
-        num_mixed_decode_tokens=mixed, extensions=extensions)
 
 
 def waiting(tiered, first=100, asked=ASKED):

@@ -12,11 +12,11 @@ from typing import Any
 
 from tokencake_sglang.core.spatial.beside import BESIDE_VIEWED, Candidate, go_beside
 from tokencake_sglang.engine.cache import agent_key
+from tokencake_sglang.engine.requests import growth_tokens, tokens_so_far
 
 
 class Beside:
-    """`would_hold_back(req)`: whether it may not go yet anyway; `left(req)`: tokens that
-    it will hardly exceed yet."""
+    """`would_hold_back(req)`: whether it may not go yet anyway; `left(req)`: tokens that it will hardly exceed yet."""
 
     def __init__(self, scheduler: Any, cache: Any, would_hold_back: Callable[[Any], bool],
                  left: Callable[[Any], float]) -> None:
@@ -67,10 +67,9 @@ class Beside:
         for req in islice(waiting, BESIDE_VIEWED):
             if req.rid in self._refused or self.would_hold_back(req):
                 continue
-            prompt = len(req.origin_input_ids) + len(req.output_ids)
+            prompt = tokens_so_far(req)
             missing = max(1, prompt - self.cache.owners.path_tokens(agent_key(req)))
             yield Candidate(req.rid, -(-missing // page) * page + page, prompt + self._expected(req) + page)
 
     def _expected(self, req: Any) -> int:
-        most = max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
-        return int(min(most, self.left(req)))
+        return int(min(growth_tokens(req), self.left(req)))

@@ -7,6 +7,7 @@ from typing import Any
 
 from tokencake_sglang.core.costs import Costs
 from tokencake_sglang.core.spatial.chunks import balanced_chunk
+from tokencake_sglang.engine.requests import tokens_so_far
 
 
 class BalancedChunks:
@@ -31,7 +32,7 @@ def _context(batch: Any) -> int:
     lengths = batch.seq_lens_cpu
     if lengths is not None and len(lengths) == len(batch.reqs):
         return int(lengths.sum())
-    return sum(len(req.origin_input_ids) + len(req.output_ids) for req in batch.reqs)
+    return sum(map(tokens_so_far, batch.reqs))
 
 
 def _position(chunked_req: Any, waiting: list[Any]) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
 from tokencake_sglang.core.spatial.growth import most_at_once
+from tokencake_sglang.engine.requests import growth_tokens, tokens_so_far
 
 
 class Growth:
@@ -26,15 +27,12 @@ class Growth:
     def of_running(self, reqs: list[Any], tokens: float) -> float:
         """What `reqs`, which run, will hold at the most beyond what they hold; `tokens` is SGLang's own count. To be
         asked before `of_new`, when a batch is begun."""
-        self._running = known = self._known(reqs)
+        lefts = [(self.left(req), req) for req in reqs]
+        self._running = known = [one for one in lefts if one[0] < math.inf]
         if not known:
             return tokens
-        if len(known) < len(reqs):
-            ratio = self.scheduler.new_token_ratio_tracker.current
-            others = sum([stock_growth(req) for req in reqs if self.left(req) == math.inf]) * ratio
-        else:
-            others = 0.0
-        return others + _at_once(known)
+        others = sum([stock_growth(req) for left, req in lefts if left == math.inf])
+        return others * self.scheduler.new_token_ratio_tracker.current + _at_once(known)
 
     def of_new(self, req: Any, admitted: list[Any], tokens: float) -> float:
         """How much that rises with `req`, which is to run too, beside `admitted` of the same batch. Not above
@@ -42,7 +40,7 @@ class Growth:
         left = self.left(req)
         if left == math.inf or tokens <= 0:
             return tokens
-        beside = self._running + self._known(admitted)
+        beside = self._running + [(other, one) for one in admitted if (other := self.left(one)) < math.inf]
         return min(tokens, _at_once([*beside, (left, req)]) - _at_once(beside))
 
     def wanted(self, req: Any, running: list[Any]) -> float:
@@ -53,13 +51,10 @@ class Growth:
         self._running = before
         return found
 
-    def _known(self, reqs: list[Any]) -> list[tuple[float, Any]]:
-        return [(left, req) for req in reqs if (left := self.left(req)) < math.inf]
-
 
 def stock_growth(req: Any) -> int:
     """What SGLang takes for the most that it may still generate."""
-    return min(max(0, req.sampling_params.max_new_tokens - len(req.output_ids)), CLIP_MAX_NEW_TOKENS)
+    return min(growth_tokens(req), CLIP_MAX_NEW_TOKENS)
 
 
 def _at_once(requests: list[tuple[float, Any]]) -> float:
@@ -71,7 +66,7 @@ def freed_at_end(req: Any) -> int:
     is not yet computed."""
     if req.req_pool_idx is None:
         return 0
-    tokens = len(req.origin_input_ids) + len(req.output_ids) - req.cache_protected_len
+    tokens = tokens_so_far(req) - req.cache_protected_len
     node = req.last_node
     while node.parent is not None and node.lock_ref == 1:
         tokens += len(node.key)

@@ -22,7 +22,7 @@ from tokencake_sglang.core.types import Footprint, PoolView, WaitingView
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
 from tokencake_sglang.engine.growth import Growth
 from tokencake_sglang.engine.offloads import Offloads
-from tokencake_sglang.engine.requests import LiveRequests
+from tokencake_sglang.engine.requests import LiveRequests, growth_tokens, tokens_so_far
 from tokencake_sglang.engine.uploads import Uploads
 
 WAITING_HEAD = 8  # waiting requests whose demand an upload must leave room for
@@ -72,7 +72,7 @@ class KvMover:
             waiting_head_tokens=sum(missing),
             waiting=tuple([self._waiting_view(req) for req in waiting[:viewed]]),
             admission_tokens=self._admission_tokens(head[0], missing[0], running) if head else 0,
-            growth_tokens=sum(map(_growth_tokens, running)),
+            growth_tokens=sum(map(growth_tokens, running)),
         )
 
     def _memory(self) -> dict[str, Any]:
@@ -150,17 +150,8 @@ class KvMover:
 
     def _missing_tokens(self, req: Any) -> int:
         """Of its prompt, what its agent has not on the device."""
-        return max(0, _prompt_tokens(req) - self.cache.owners.device_tokens(agent_key(req)))
+        return max(0, tokens_so_far(req) - self.cache.owners.device_tokens(agent_key(req)))
 
     def _waiting_view(self, req: Any) -> WaitingView:
-        growth = _growth_tokens(req)
-        return WaitingView(agent_key(req), _prompt_tokens(req) + growth, self._missing_tokens(req), growth)
-
-
-def _prompt_tokens(req: Any) -> int:
-    return len(req.origin_input_ids) + len(req.output_ids)
-
-
-def _growth_tokens(req: Any) -> int:
-    """The most that it may still generate."""
-    return max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
+        growth = growth_tokens(req)
+        return WaitingView(agent_key(req), tokens_so_far(req) + growth, self._missing_tokens(req), growth)

@@ -138,8 +138,7 @@ class OwnerIndex:
     def is_left_behind(self, node: Node) -> bool:
         """Whether all its owners have left it, and none of them has ever gone back to what it had left."""
         owners = owners_of(node)
-        return bool(owners) and not any(owners.values()) and (
-            self.came_back.keys().isdisjoint(owners))
+        return bool(owners) and not any(owners.values()) and self.came_back.keys().isdisjoint(owners)
 
     @property
     def return_share(self) -> float:

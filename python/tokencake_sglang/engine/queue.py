@@ -19,7 +19,7 @@ from tokencake_sglang.engine.owners import ANONYMOUS
 from tokencake_sglang.engine.pools import DevicePools
 from tokencake_sglang.engine.pools_state import MEMORY, memory_report, waiting_reasons
 from tokencake_sglang.engine.queue_order import QueueOrder
-from tokencake_sglang.engine.requests import count_on_device, held, runs_any
+from tokencake_sglang.engine.requests import count_on_device, growth_tokens, held, runs_any, tokens_so_far
 
 INVERSIONS_KEPT = 64  # for the live state
 
@@ -52,8 +52,7 @@ class ProgramQueue:
         waiting = Waiting(
             rid=req.rid, program=program, agent=agent_key(req), kind=(identity.agent_type or "") if identity else "",
             application=(identity.graph_id or "") if identity else "",
-            prompt_tokens=len(req.origin_input_ids) + len(req.output_ids),
-            max_new_tokens=max(0, req.sampling_params.max_new_tokens - len(req.output_ids)),
+            prompt_tokens=tokens_so_far(req), max_new_tokens=growth_tokens(req),
             tenant=(req.agent_metadata or {}).get(TENANT, "") if self.tells_tenants else "",
             expected_tokens=hints.expected_output_tokens, priority=hints.priority)
         self.spatial.request_added(self.controller.now, waiting, self._state)

@@ -9,6 +9,16 @@ from typing import Any
 NEAR = 32  # requests at the end of the queue
 
 
+def tokens_so_far(req: Any) -> int:
+    """Of its prompt and its output."""
+    return len(req.origin_input_ids) + len(req.output_ids)
+
+
+def growth_tokens(req: Any) -> int:
+    """The most that it may still generate."""
+    return max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
+
+
 def on_device(scheduler: Any) -> list[Any]:
     """Of the running batch, the batch before it and the prompt computed in chunks; finished ones included."""
     return [*chain.from_iterable(_places(scheduler))]
