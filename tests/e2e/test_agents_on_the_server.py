@@ -100,8 +100,7 @@ def test_a_flush_during_a_stall_loses_kv_but_no_agent_and_no_output(server):
     assert event(server, event="stall_started", agent_id="flushed", estimated_duration_s=60) == "applied"
     away = wait_for(server, "flushed", unshared_device_tokens=0)
     assert away["tokens"]["host_tokens"] > 300 and away["tokens"]["restore_tokens"] > 0
-    status, text = server.post("/flush_cache", {})
-    assert status == 200, text
+    server.flush_cache()
     gone = wait_for(server, "flushed", host_tokens=0)
     assert gone["state"] == "stalled" and gone["tokens"]["device_tokens"] == 0
     assert event(server, event="stall_finished", agent_id="flushed") == "applied"

@@ -141,7 +141,7 @@ def stock_words(stock_tree) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("name", STACKS)
 def test_every_stack_gets_the_words_of_the_stock_server(server, stock_words, name):
-    assert server.post("/flush_cache", {})[0] == 200  # with a prefix in the cache another sum may break a tie of words
+    server.flush_cache()  # with a prefix in the cache another sum may break a tie of words
     assert STACKS[name](server.base_url, Tool()) == stock_words[name]
 
 

@@ -57,7 +57,7 @@ def test_output_depends_on_the_first_token_of_a_long_prompt(server):
 
 
 def test_kv_evicted_to_host_and_loaded_back_gives_the_same_output(server):
-    server.post("/flush_cache", {})
+    server.flush_cache()
     first = [server.generate(prompt(seed), 24) for seed in range(10, 16)]
     again = [server.generate(prompt(seed), 24) for seed in range(10, 16)]
 
@@ -72,7 +72,7 @@ def test_a_partly_filled_page_is_never_taken_from_the_cache_wrongly(server):
     stem, tails = prompt(20, 300), [prompt(21, 45), prompt(22, 53)]
     together = [server.generate(stem + tail, 16)["output_ids"] for tail in tails]
     for tail, expected in zip(tails, together, strict=True):
-        server.post("/flush_cache", {})
+        server.flush_cache()
         assert server.generate(stem + tail, 16)["output_ids"] == expected
 
 

@@ -78,7 +78,7 @@ def asks(prefill, seconds, number):
 def test_a_partial_prefill_grows_what_is_cached_when_the_tool_returns_and_changes_no_output(server, endpoint):
     found = {}
     for prefill in (False, True):
-        server.post("/flush_cache", {})
+        server.flush_cache()
         before = state(server)["counters"]
         ran = asks(prefill, 1.5, 1).run(backend=endpoint, temperature=0)
         found[prefill] = ran["answer"], ran["query"], ran.get_meta_info("answer")

@@ -31,7 +31,7 @@ def real(tmp_path_factory):
     days = {}
     with ServerProcess(*FLAGS, *hicache_flags(), model=model) as server:
         for order in day.ORDERS:
-            assert server.post("/flush_cache", {})[0] == 200
+            server.flush_cache()
             days[order] = day.play_real(server, order)
     return days
 

@@ -219,6 +219,11 @@ class ServerProcess:
         request = urllib.request.Request(self.base_url + path, data, sent)
         return self._open(request, timeout_s)
 
+    def flush_cache(self) -> None:
+        """Empty the caches, once the server is idle: it may still have the last request when the client has its answer."""
+        status, text = self.post("/flush_cache?timeout=60", {})
+        assert status == 200, text
+
     def _open(self, request: urllib.request.Request, timeout_s: float) -> tuple[int, str]:
         try:
             with urllib.request.urlopen(request, timeout=timeout_s) as answer:
