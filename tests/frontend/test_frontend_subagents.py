@@ -97,7 +97,7 @@ def test_an_agent_as_a_tool_is_a_stall_of_its_caller_and_its_result_a_variable(p
     eventually(lambda: [event["event"] for event in peer.events].count("agent_finished") == 2)
     order = [body.get("event") or body["tokencake"]["agent_type"] for path, body in peer.requests if body]
     assert order[:3] == ["boss", "stall_started", "helper"]
-    assert sorted(order[3:]) == ["agent_finished", "agent_finished", "stall_finished"], "threads of their own tell of ends"
+    assert sorted(order[3:]) == ["agent_finished", "agent_finished", "stall_finished"]
     started, sub = peer.events[0], peer.generates[1]["tokencake"]
     assert started["kind"] == "helper" and sub["agent_id"].startswith(started["agent_id"] + "/")
     assert state.get_meta_info("found")["outcome"] == "ok"

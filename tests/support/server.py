@@ -220,7 +220,7 @@ class ServerProcess:
         return self._open(request, timeout_s)
 
     def flush_cache(self) -> None:
-        """Empty the caches, once the server is idle: it may still have the last request when the client has its answer."""
+        """Empty the caches once the server is idle: it may still have the request whose answer the client has."""
         status, text = self.post("/flush_cache?timeout=60", {})
         assert status == 200, text
 
