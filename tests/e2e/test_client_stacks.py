@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import ServerProcess, hicache_flags
+from tests.support.server import ServerProcess
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 from stacks import anthropic_sdk, langgraph_agent, openai_agents, openai_responses, openai_sdk  # noqa: E402
@@ -133,22 +133,28 @@ def test_agents_of_all_stacks_at_once_are_kept_apart(server):
     assert len(ended) == runs and all(r["ended_at"] - r["started_at"] > TOOL_S - 0.001 for r in ended)
 
 
+def words(server: ServerProcess, name: str) -> list[str]:
+    server.flush_cache()  # with a prefix in the cache another sum may break a tie of words
+    return STACKS[name](server.base_url, Tool())
+
+
 @pytest.fixture(scope="module")
 def stock_words(stock_tree) -> dict[str, list[str]]:
-    with ServerProcess(*POOL, *TOOLS, *hicache_flags(), stock_tree=stock_tree) as stock:
-        return {name: run(stock.base_url, Tool()) for name, run in STACKS.items()}
+    """In its normal loop and without a host tier: in the other, SGLang's own races may write a token of a prefix late
+    (docs/emulator.md, the KV oracle), and once in fifteen runs on a loaded machine one stack got other words."""
+    with ServerProcess(*POOL, *TOOLS, "--disable-overlap-schedule", stock_tree=stock_tree) as stock:
+        return {name: words(stock, name) for name in STACKS}
 
 
 @pytest.mark.parametrize("name", STACKS)
 def test_every_stack_gets_the_words_of_the_stock_server(server, stock_words, name):
-    server.flush_cache()  # with a prefix in the cache another sum may break a tie of words
-    assert STACKS[name](server.base_url, Tool()) == stock_words[name]
+    assert words(server, name) == stock_words[name]
 
 
 def test_with_inference_off_nothing_is_found_and_nothing_changes(stock_words):
     flags = (*POOL, *TOOLS, *EAGER, "--tokencake-infer", "none")
     with ServerProcess(*flags, module="tokencake_sglang.launch_server") as server:
-        words = {name: run(server.base_url, Tool()) for name, run in STACKS.items()}
+        said = {name: words(server, name) for name in STACKS}
         found = state(server)
-    assert words == stock_words
+    assert said == stock_words
     assert found["num_agents"] == 0 and not any(found["counters"].values())
