@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.engine.test_life_cycle import Server
 from tests.support.work import instructions
 from tokencake_sglang.core.controller import KV_LEFT_S
+from tokencake_sglang.emulator.cost_meter import EXTENSION_CALLS
 
 MORE = 1.05
 FEW, MANY = 8, 48
@@ -104,3 +107,23 @@ def test_who_comes_back_soon_is_asked_of_the_agents_whose_tools_are_out_only(ser
 
     few, many = work(FEW), work(MANY)
     assert few == many
+
+
+def test_the_time_of_every_call_by_the_scheduler_counts_for_one_of_the_halves():
+    from sglang.srt.managers.scheduler_extension import SchedulerExtension
+
+    calls = {name for name in vars(SchedulerExtension) if not name.startswith("_")}
+    asked_for_each_request = {"holds_back"}  # takes less time than reading the clock
+    answered_before = {"tokens_beside_chunk"}  # in limit_chunk
+    assert calls == EXTENSION_CALLS.keys() | asked_for_each_request | answered_before
+
+
+def test_a_step_reckons_the_size_of_a_chunk_once_where_there_is_room_for_all_of_it(served, monkeypatch):
+    server = served(FEW)
+    long = server.h.request(range(5_000, 5_256), "long")
+    server.h.admit(running := server.h.request(prompt(0), "a0"))
+    long.init_next_round_input(server.h.cache)
+    server.extension.scheduler.chunked_prefill_size = 64
+    asked = []
+    monkeypatch.setattr(server.extension.parking, "limit_chunk", lambda *call: asked.append(call) or 64)
+    assert not server.extension.parks_chunk(long, SimpleNamespace(reqs=[running])) and not asked

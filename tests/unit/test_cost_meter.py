@@ -43,7 +43,8 @@ class FakeServer:
         self.extension = SimpleNamespace(
             controller=controller, cache=cache, extend_received=lambda r: r, on_request_added=self.added,
             order_waiting_queue=lambda q: spend(8), parks_chunk=lambda *a: False, limit_chunk=lambda *a: None,
-            on_requests_admitted=lambda r: None, queue=SimpleNamespace(holds_back=lambda r: False))
+            running_growth=lambda *a: 0.0, new_request_growth=lambda *a: 0.0, on_requests_admitted=lambda r: None,
+            queue=SimpleNamespace(holds_back=lambda r: False))
         self.scheduler = SimpleNamespace(extensions=[self.extension, SimpleNamespace()], tree_cache=cache)
 
     def added(self, req: str) -> None:

@@ -23,7 +23,7 @@ TOKENCAKE = "tokencake"  # both halves together
 #: and takes less time than a clock read.
 EXTENSION_CALLS = {
     "extend_received": TEMPORAL, "on_request_added": SPATIAL, "order_waiting_queue": SPATIAL, "parks_chunk": SPATIAL,
-    "limit_chunk": SPATIAL, "on_requests_admitted": SPATIAL}
+    "limit_chunk": SPATIAL, "running_growth": SPATIAL, "new_request_growth": SPATIAL, "on_requests_admitted": SPATIAL}
 CONTROLLER_CALLS = ("event", "tick", "request_added")
 CACHE_HOOKS = {
     "on_step": TEMPORAL, "on_request_ended": TEMPORAL, "on_request_finished": SPATIAL, "on_node_inserted": SPATIAL,

@@ -40,8 +40,11 @@ class Beside:
         if long.rid != self._long:
             self._long, self._refused = long.rid, {}
         rest = len(long.full_untruncated_fill_ids) - len(long.prefix_indices)
-        room = self.cache.token_to_kv_pool_allocator.available_size() + self.cache.evictable_size()
-        room -= rest + sum(map(self._expected, [long, *running]))
+
+        def room() -> int:
+            free = self.cache.token_to_kv_pool_allocator.available_size() + self.cache.evictable_size()
+            return free - rest - sum(map(self._expected, [long, *running]))
+
         self._chosen, self.tokens = go_beside(rest, room, most, self._candidates(waiting))
         return self.tokens
 

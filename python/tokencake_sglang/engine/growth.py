@@ -15,6 +15,9 @@ from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 from tokencake_sglang.core.spatial.growth import most_at_once
 from tokencake_sglang.engine.requests import growth_tokens, tokens_so_far
 
+#: Requests of which it is known how much is left: that, they, and what they will hold at the most.
+Known = tuple[list[float], list[Any], float]
+
 
 class Growth:
     """`left(req)`: tokens that the request will hardly exceed yet; infinity: not known, and SGLang's count is taken."""
@@ -22,17 +25,19 @@ class Growth:
     def __init__(self, scheduler: Any, left: Callable[[Any], float] = lambda req: math.inf) -> None:
         self.scheduler = scheduler
         self.left = left
-        self._running: list[tuple[float, Any]] = []  # of the batch that is being built
+        self._running: Known = [], [], 0.0  # of the batch that is being built
 
     def of_running(self, reqs: list[Any], tokens: float) -> float:
         """What `reqs`, which run, will hold at the most beyond what they hold; `tokens` is SGLang's own count. To be
         asked before `of_new`, when a batch is begun."""
-        lefts = [(self.left(req), req) for req in reqs]
-        self._running = known = [one for one in lefts if one[0] < math.inf]
-        if not known:
-            return tokens
-        others = sum([stock_growth(req) for left, req in lefts if left == math.inf])
-        return others * self.scheduler.new_token_ratio_tracker.current + _at_once(known)
+        lefts, known, others = [*map(self.left, reqs)], [*reqs], 0
+        if math.inf in lefts:
+            known = [req for left, req in zip(lefts, reqs, strict=True) if left < math.inf]
+            others = sum([stock_growth(req) for left, req in zip(lefts, reqs, strict=True) if left == math.inf])
+            lefts = [left for left in lefts if left < math.inf]
+        grown = _at_once(lefts, known)
+        self._running = lefts, known, grown
+        return others * self.scheduler.new_token_ratio_tracker.current + grown if known else tokens
 
     def of_new(self, req: Any, admitted: list[Any], tokens: float) -> float:
         """How much that rises with `req`, which is to run too, beside `admitted` of the same batch. Not above
@@ -40,8 +45,11 @@ class Growth:
         left = self.left(req)
         if left == math.inf or tokens <= 0:
             return tokens
-        beside = self._running + [(other, one) for one in admitted if (other := self.left(one)) < math.inf]
-        return min(tokens, _at_once([*beside, (left, req)]) - _at_once(beside))
+        lefts, beside, grown = self._running
+        if new := [(other, one) for one in admitted if (other := self.left(one)) < math.inf]:
+            lefts, beside = lefts + [other for other, _ in new], beside + [one for _, one in new]
+            grown = _at_once(lefts, beside)
+        return min(tokens, _at_once([*lefts, left], [*beside, req]) - grown)
 
     def wanted(self, req: Any, running: list[Any]) -> float:
         """Both together, at any other time: for `req` if it were admitted now."""
@@ -57,8 +65,8 @@ def stock_growth(req: Any) -> int:
     return min(growth_tokens(req), CLIP_MAX_NEW_TOKENS)
 
 
-def _at_once(requests: list[tuple[float, Any]]) -> float:
-    return most_at_once([left for left, _ in requests], lambda i: freed_at_end(requests[i][1]))
+def _at_once(lefts: list[float], reqs: list[Any]) -> float:
+    return most_at_once(lefts, lambda i: freed_at_end(reqs[i]))
 
 
 def freed_at_end(req: Any) -> int:

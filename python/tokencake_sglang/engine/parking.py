@@ -24,10 +24,11 @@ class Parking:
         """`req` has chunks left; `running_batch` decodes beside it. With nothing running nobody could make room."""
         running = len(running_batch.reqs)
         left = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
-        scheduler = self.scheduler
-        chunk = min(left, self.limit_chunk(
-            scheduler.chunked_prefill_size, req, scheduler.waiting_queue, running_batch) or left)
+        scheduler, most = self.scheduler, self.scheduler.chunked_prefill_size
         room = self.cache.token_to_kv_pool_allocator.available_size() + self.cache.evictable_size()
-        waits = running > 0 and room < chunk + (running + 1) * self.cache.page_size
+        room -= (running + 1) * self.cache.page_size
+        if not running or room >= min(left, most or left):
+            return False
+        waits = room < min(left, self.limit_chunk(most, req, scheduler.waiting_queue, running_batch) or left)
         self.parked += waits
         return waits

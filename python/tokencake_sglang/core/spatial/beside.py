@@ -8,7 +8,7 @@ the time that the short ones take to compute.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 LONG_REST = 4096  # tokens left of a prompt from which on it is long: a second or more of waiting behind it
@@ -24,17 +24,23 @@ class Candidate:
     total_tokens: int  # its prompt and what it is expected to generate
 
 
-def go_beside(rest: int, room: int, most: int, waiting: Iterable[Candidate]) -> tuple[dict[str, None], int]:
+def go_beside(rest: int, room_of: Callable[[], int], most: int,
+              waiting: Iterable[Candidate]) -> tuple[dict[str, None], int]:
     """The ids of those that go beside a prompt of which `rest` tokens are left, and their prompt tokens together; none
     beside one of which little is left.
-    `room`: device tokens beyond what the long prompt and all that runs need yet. `most`: tokens of a batch."""
+    `room_of()`: device tokens beyond what the long prompt and all that runs need yet, asked for when there is one that
+    is short enough. `most`: tokens of a batch."""
     chosen: dict[str, None] = {}
     if rest < LONG_REST:
         return chosen, 0
-    tokens, most = 0, min(BESIDE_TOKENS, int(BESIDE_SHARE * most))
+    tokens, room, most = 0, -1, min(BESIDE_TOKENS, int(BESIDE_SHARE * most))
     for one in waiting:
-        if one.prompt_tokens >= rest or tokens + one.prompt_tokens > most or one.total_tokens > room:
+        if one.prompt_tokens >= rest or tokens + one.prompt_tokens > most:
             break  # nobody overtakes it
+        if not chosen:
+            room = room_of()
+        if one.total_tokens > room:
+            break
         chosen[one.rid] = None
         tokens += one.prompt_tokens
         room -= one.total_tokens
