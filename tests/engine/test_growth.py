@@ -45,13 +45,47 @@ def test_what_is_left_is_that_of_the_forecast_and_nothing_is_known_beyond_it(mak
     left = []
     for generated in (0, 5, 12, 30):
         req.output_ids = [1] * generated
-        left.append(server.extension.queue.most_left(req))
+        left.append(server.extension.mover.growth.left(req))
     assert left == [12, 7, math.inf, math.inf]
+
+
+def test_a_length_that_is_learnt_while_a_request_runs_counts_at_once(make):
+    server = make_server(make)
+    running = server.h.request(PROMPT, "a", "running")
+    running.agent_metadata |= {"agent_type": "coder"}
+    server.extension.on_request_added(running)
+    found = []
+    for number in range(LENGTHS_NEEDED + 1):
+        found.append(server.extension.mover.growth.left(running))
+        req = server.h.request(PROMPT, "b", f"b{number}")
+        req.agent_metadata |= {"agent_type": "coder"}
+        server.extension.on_request_added(req)
+        req.output_ids = [1] * (12 + number // LENGTHS_NEEDED)
+        server.extension.queue.request_ended(req)
+    assert found == [math.inf] * LENGTHS_NEEDED + [12]
+    assert server.extension.mover.growth.left(running) == 13
+
+
+def test_a_request_with_the_id_of_one_that_went_away_has_an_end_of_its_own(make):
+    server = make_server(make)
+    left = server.extension.mover.growth.left
+    assert left(request(server, "a", expected=5)) == 5
+    gone = server.h.waiting_queue.pop()
+    server.extension.order_waiting_queue(server.h.waiting_queue)
+    again = request(server, "a", expected=9)
+    assert again.rid == gone.rid and left(again) == 9
+
+
+def test_a_request_that_was_asked_about_before_it_joined_the_queue_is_known_afterwards(make):
+    server = make_server(make)
+    req = server.h.request(PROMPT, "a", "a1000" + "0")
+    assert server.extension.mover.growth.left(req) == math.inf
+    assert server.extension.mover.growth.left(request(server, "a", expected=9)) == 9
 
 
 def test_no_more_is_left_than_the_client_asked_for(make):
     server = make_server(make)
-    assert server.extension.queue.most_left(request(server, "a", expected=50, asked=20)) == 20
+    assert server.extension.mover.growth.left(request(server, "a", expected=50, asked=20)) == 20
 
 
 def test_running_requests_count_with_what_they_hold_at_a_time_and_unknown_ones_as_with_sglang(make):

@@ -102,6 +102,28 @@ def test_an_agent_whose_kv_was_given_up_goes_behind_one_whose_kv_is_here(make, m
     assert in_order(server) == ["a2", "b1"]
 
 
+def test_kv_that_is_given_up_or_computed_again_while_a_request_waits_moves_it_in_the_next_step(make, monkeypatch):
+    monkeypatch.setattr("tokencake_sglang.core.spatial.affinity.CLASS_TOKENS", 16)
+    server = Server(make(device_tokens=192, host_tokens=16))
+    server.wait()
+    long = range(3000, 3064)
+    server.serve(long, "a")
+    server.serve(PROMPT, "b")
+    queue(server, "a", "a1", long)
+    queue(server, "b", "b1")
+    assert in_order(server) == ["a1", "b1"]
+    server.h.evict(64)
+    assert server.h.cache.owners.lost.keys() == {"a"}
+    assert in_order(server) == ["b1", "a1"]
+    server.serve(long, "a")
+    assert in_order(server) == ["a1", "b1"]
+    server.h.evict(192)
+    lost = server.h.cache.owners.lost
+    assert lost["a"] == lost["b"] and in_order(server) == ["a1", "b1"]
+    server.controller.mechanism.forget("b")
+    assert in_order(server) == ["b1", "a1"], "it begins anew"
+
+
 @pytest.mark.parametrize(("mixed", "chunk", "chunks", "waits"), [
     (True, 128, "fixed", False), (True, 8192, "balanced", False), (True, 8192, "fixed", True),
     (False, 128, "fixed", True), (False, 128, "balanced", True)])

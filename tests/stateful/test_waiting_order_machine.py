@@ -20,21 +20,39 @@ PRIORITIES = ("critical-path", "paper", "none")
 
 
 class FullSort(SpatialScheduler):
-    """Ranks the requests in the queue when one has come, and all of them once a second; sorts them all each time."""
+    """Ranks the requests in the queue when one has come or KV of one was given up, and all of them once a second; sorts
+    them all each time."""
 
     def __init__(self, config):
         super().__init__(config)
         self.ranks = {}
         self.looked_at = self.sorted_at = -math.inf
+        self.told = set()
+        self.last = {}
+
+    def kv_lost_changed(self, program):
+        known = self.programs.get(program)
+        entries = [self._entries[rid] for rid in known.rids] if known and not known.has_many else []
+        self.told |= {entry.waiting.rid for entry in entries if not entry.runs}
+        super().kv_lost_changed(program)
 
     def request_added(self, now, waiting, state):
         self.ranks.pop(waiting.rid, None)
+        known = self.programs.get(waiting.program)
+        was_one = known is not None and not known.has_many
         super().request_added(now, waiting, state)
+        if was_one and known.has_many:
+            for rid in known.rids:
+                self.ranks.pop(rid, None)
 
     def order(self, now, rids):
-        if not self._changed and now - self.sorted_at < RANKS_LAST_S:
+        is_due = self._changed or now - self.sorted_at >= RANKS_LAST_S
+        told, self.told = self.told, set()
+        for rid in told:
+            self.ranks.pop(rid, None)
+        if not is_due and not (told and self.keys(now).items() - self.last.items()):
             return None
-        self._changed, self.sorted_at = False, now
+        self._changed, self.sorted_at = False, now if is_due else self.sorted_at
         if now - self.looked_at >= RANKS_LAST_S:
             self.looked_at = now
             self.ranks.clear()
@@ -43,23 +61,25 @@ class FullSort(SpatialScheduler):
             entry = self._entries.get(rid)
             if entry is not None:
                 lines.setdefault(entry.waiting.pool, []).append((self.key(now, entry), rid))
+        self.last = self.keys(now)
         lines = {pool: [rid for _, rid in sorted(line)] for pool, line in lines.items()}
         self.shares.update(lines)
         self._turns = len(lines) > 1
         return self.take_turns(lines) + [rid for rid in rids if rid not in self._entries]
 
+    def keys(self, now):
+        return {rid: self.key(now, entry) for rid, entry in self._entries.items() if not entry.runs}
+
     def key(self, now, entry):
         waiting, program = entry.waiting, entry.program
         if waiting.rid not in self.ranks:
             place = self.place(waiting.rid)
-            is_session = waiting.agent and place is None and not program.has_many
-            lost = self.lost(waiting.agent) if is_session else 0
-            self.ranks[waiting.rid] = (
-                affinity(lost, now - entry.joined_at),
-                urgency(self.config.priority, now, waiting, entry.joined_at, place))
+            self.ranks[waiting.rid] = place, urgency(self.config.priority, now, waiting, entry.joined_at, place)
         if program.arrived_at < now - self.config.seniority_s:
             return 0, entry.number
-        far, urgent = self.ranks[waiting.rid]
+        place, urgent = self.ranks[waiting.rid]
+        is_session = waiting.agent and place is None and not program.has_many
+        far = affinity(self.lost(waiting.agent), now, entry.joined_at) if is_session else 0
         return 1, far, program.order, -waiting.priority, urgent, entry.number
 
     def take_turns(self, lines):
@@ -164,6 +184,9 @@ class Queue(RuleBasedStateMachine):
     @rule(agent=st.sampled_from(["a", "b", "c"]), tokens=st.sampled_from([0, 900, 1500, 50_000]))
     def kv_of_an_agent_is_given_up_or_computed_again(self, agent, tokens):
         self.lost[agent] = tokens
+        for pair, _ in self.pairs:
+            for one in pair:
+                one.kv_lost_changed(agent)
 
     @rule(seconds=st.sampled_from([0.3, 1.0, 7.0, 7.0, SENIORITY_S, PATIENCE_S]))
     def time_passes(self, seconds):

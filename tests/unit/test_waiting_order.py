@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.unit.test_spatial_scheduler import Server
+from tokencake_sglang.core.spatial.affinity import PATIENCE_S
 from tokencake_sglang.core.spatial.views import Place
 from tokencake_sglang.core.spatial.waiting_order import RENEWED_PER_STEP
 
@@ -55,11 +56,19 @@ def test_of_many_that_wait_only_those_that_came_are_ranked():
     assert order[order.index("a.new") + 1] == "a.250" and order[order.index("a.new") - 1] == "a.251"
 
 
-def test_requests_without_a_graph_are_looked_at_again_for_their_kv_and_plain_ones_are_not():
+def test_requests_without_a_graph_are_looked_at_again_when_their_kv_was_given_up_and_when_that_counts_no_more():
     graphs = Graphs(0)
-    graphs.server.add("b.1", "chat")
-    graphs.step(0.0)
-    assert graphs.step(2.0) == ["b.1", "chat"] and graphs.asked == ["b.1"]
+    graphs.server.add("b.1", "c.1", "chat")
+
+    def sessions(now):
+        return [rid for rid in graphs.step(now) if rid != "chat"], sorted(graphs.asked)
+
+    assert sessions(0.0) == (["b.1", "c.1"], ["b.1", "c.1", "chat"])
+    assert sessions(2.0) == (["b.1", "c.1"], [])
+    graphs.server.lose(b=5000)
+    assert sessions(2.1) == (["c.1", "b.1"], ["b.1"])
+    assert sessions(PATIENCE_S - 0.1) == (["c.1", "b.1"], [])
+    assert sessions(PATIENCE_S + 1.0) == (["b.1", "c.1"], ["b.1", "c.1"])
 
 
 def test_a_request_that_went_away_while_paths_were_looked_at_is_left_out():

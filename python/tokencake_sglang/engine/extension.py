@@ -70,7 +70,7 @@ class TokenCakeExtension(SchedulerExtension):
             self.controller.queue_wait_s = self._queue_wait_s
         else:
             self.mover.would_hold_back = self.queue.would_hold_back
-            self.mover.growth.left = self.queue.most_left
+            self.mover.growth.ends = self.queue.output_ends
         self.cache.on_request_finished = self._on_request_finished
         self.chunks: BalancedChunks | None = None
         if config.chunks == "balanced" and scheduler.is_mixed_chunk:

@@ -19,22 +19,38 @@ from tokencake_sglang.engine.requests import growth_tokens, tokens_so_far
 Known = tuple[list[float], list[Any], float]
 
 
-class Growth:
-    """`left(req)`: tokens that the request will hardly exceed yet; infinity: not known, and SGLang's count is taken."""
+class OutputEnds(dict[str, float]):
+    """By request id: how many tokens its output will hardly exceed; infinity: nothing is known. Asked for once."""
 
-    def __init__(self, scheduler: Any, left: Callable[[Any], float] = lambda req: math.inf) -> None:
+    def __init__(self, most_expected: Callable[[str], float]) -> None:
+        super().__init__()
+        self._most_expected = most_expected
+
+    def __missing__(self, rid: str) -> float:
+        end = self[rid] = self._most_expected(rid)
+        return end
+
+
+class Growth:
+    """Of requests of which nothing is known (`ends` None: of none) SGLang's count is taken."""
+
+    def __init__(self, scheduler: Any, ends: OutputEnds | None = None) -> None:
         self.scheduler = scheduler
-        self.left = left
+        self.ends = ends
         self._running: Known = [], [], 0.0  # of the batch that is being built
+
+    def left(self, req: Any) -> float:
+        """Tokens that it will hardly exceed yet; infinity: nothing is known, or it went beyond what was forecast."""
+        end = math.inf if self.ends is None else self.ends[req.rid]
+        left = end if end == math.inf else min(end, req.sampling_params.max_new_tokens) - len(req.output_ids)
+        return left if left > 0 else math.inf
 
     def of_running(self, reqs: list[Any], tokens: float) -> float:
         """What `reqs`, which run, will hold at the most beyond what they hold; `tokens` is SGLang's own count. To be
         asked before `of_new`, when a batch is begun."""
-        lefts, known, others = [*map(self.left, reqs)], [*reqs], 0
-        if math.inf in lefts:
-            known = [req for left, req in zip(lefts, reqs, strict=True) if left < math.inf]
-            others = sum([stock_growth(req) for left, req in zip(lefts, reqs, strict=True) if left == math.inf])
-            lefts = [left for left in lefts if left < math.inf]
+        if self.ends is None:
+            return tokens
+        lefts, known, others = self._split(reqs)
         grown = _at_once(lefts, known)
         self._running = lefts, known, grown
         return others * self.scheduler.new_token_ratio_tracker.current + grown if known else tokens
@@ -46,10 +62,26 @@ class Growth:
         if left == math.inf or tokens <= 0:
             return tokens
         lefts, beside, grown = self._running
-        if new := [(other, one) for one in admitted if (other := self.left(one)) < math.inf]:
-            lefts, beside = lefts + [other for other, _ in new], beside + [one for _, one in new]
+        new, others, _ = self._split(admitted)
+        if new:
+            lefts, beside = lefts + new, beside + others
             grown = _at_once(lefts, beside)
         return min(tokens, _at_once([*lefts, left], [*beside, req]) - grown)
+
+    def _split(self, reqs: list[Any]) -> tuple[list[float], list[Any], int]:
+        """What is left of those of which that is known, they, and the stock growth of the others. In one go, since it
+        is asked for in nearly every step."""
+        ends, lefts, known, others = self.ends, [], [], 0
+        assert ends is not None
+        for req in reqs:
+            end, generated, most = ends[req.rid], len(req.output_ids), req.sampling_params.max_new_tokens
+            left = (end if end < most else most) - generated
+            if end < math.inf and left > 0:
+                lefts.append(left)
+                known.append(req)
+            elif most > generated:
+                others += min(most - generated, CLIP_MAX_NEW_TOKENS)
+        return lefts, known, others
 
     def wanted(self, req: Any, running: list[Any]) -> float:
         """Both together, at any other time: for `req` if it were admitted now."""

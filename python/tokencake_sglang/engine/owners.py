@@ -59,6 +59,7 @@ class OwnerIndex:
         self._branches_left = self._branches_returned_to = 0  # of agents that had not gone back to one before
         self.next_use: dict[str, float] = {}  # agent -> when its KV is expected to be used again
         self.on_lowered: Callable[[Node], None] = lambda node: None  # what a node is worth may have fallen
+        self.on_lost_changed: Callable[[str], None] = lambda key: None
         self.ledger = Ledger()  # by program
         self.program_of: Callable[[str], str] = lambda key: key
 
@@ -79,7 +80,8 @@ class OwnerIndex:
         left, is_back = self.leaf.get(key), False
         if key != ANONYMOUS:
             self.leaf[key] = node
-            self.lost.pop(key, None)
+            if self.lost.pop(key, None) is not None:
+                self.on_lost_changed(key)
         while node.parent is not None and not owners_of(node).get(key):
             if key in owners_of(node):
                 node.agent_owners[key] = is_back = True  # it has come back to what it had left
@@ -115,6 +117,7 @@ class OwnerIndex:
                 mine.pop(node.id, None)
             if self.leaf.get(key) is node:
                 self.lost[key] = self.lost.get(key, 0) + node.owned_tokens
+                self.on_lost_changed(key)
                 if node.parent is not None and node.parent.parent is not None:
                     self.leaf[key] = node.parent
                 else:
@@ -125,7 +128,8 @@ class OwnerIndex:
         self.protected.pop(key, None)
         self.next_use.pop(key, None)
         self.leaf.pop(key, None)
-        self.lost.pop(key, None)
+        if self.lost.pop(key, None) is not None:
+            self.on_lost_changed(key)
         self.came_back.pop(key, None)
         for node in self.nodes.pop(key, {}).values():
             del node.agent_owners[key]

@@ -5,7 +5,6 @@ Sits behind calls of SGLang's scheduler (patches 0005, 0006) and translates: req
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from typing import Any
 
@@ -15,6 +14,7 @@ from tokencake_sglang.core.spatial import Demand, SpatialScheduler, Waiting
 from tokencake_sglang.core.spatial.ledger import SHARED
 from tokencake_sglang.core.types import TENANT, AgentIdentity
 from tokencake_sglang.engine.cache import TokenCakeHiRadixCache, agent_key
+from tokencake_sglang.engine.growth import OutputEnds
 from tokencake_sglang.engine.owners import ANONYMOUS
 from tokencake_sglang.engine.pools import DevicePools
 from tokencake_sglang.engine.pools_state import MEMORY, memory_report, waiting_reasons
@@ -39,11 +39,13 @@ class ProgramQueue:
         self.device = DevicePools(scheduler, cache, controller, self.spatial, self.program_of, self._state)
         self.pools = self.device.pools
         self._line = QueueOrder()
+        self.output_ends = OutputEnds(self.spatial.most_expected)
         self._at_the_door: dict[str, None] = {}  # requests that were counted there
         self._inversions: deque[dict[str, Any]] = deque(maxlen=INVERSIONS_KEPT)
         controller.queue_wait_s = self._wait_s
         controller.on_agent_gone = self.agent_ended
         cache.owners.program_of = lambda key: self.program_of.get(key, key)
+        cache.owners.on_lost_changed = lambda key: self.spatial.kv_lost_changed(self.program_of.get(key, key))
 
     def request_added(self, req: Any, identity: AgentIdentity | None, hints: RequestHints) -> None:
         program = ""
@@ -56,11 +58,13 @@ class ProgramQueue:
             tenant=(req.agent_metadata or {}).get(TENANT, "") if self.tells_tenants else "",
             expected_tokens=hints.expected_output_tokens, priority=hints.priority)
         self.spatial.request_added(self.controller.now, waiting, self._state)
+        self.output_ends.pop(req.rid, None)
         self._line.joined(req)
         self.device.request_added(waiting)
 
     def request_ended(self, req: Any) -> None:
         self.spatial.request_ended(self.controller.now, req.rid, len(req.output_ids))
+        self.output_ends.clear()  # a length was learnt
         self.pools.request_ended(req.rid)
         self._line.left(req)
         self._at_the_door.pop(req.rid, None)
@@ -92,12 +96,6 @@ class ProgramQueue:
     def would_hold_back(self, req: Any) -> bool:
         """The same as a question, at any time: nothing is counted, and no room is taken for the request."""
         return self.spatial.holds_back(req.rid) or self.pools.would_pass_over(self.controller.now, req.rid)
-
-    def most_left(self, req: Any) -> float:
-        """Tokens that it will hardly exceed yet; infinity: nothing is known, or it went beyond what was forecast."""
-        expected, most = self.spatial.most_expected(req.rid), req.sampling_params.max_new_tokens
-        left = expected if expected == math.inf else min(expected, most) - len(req.output_ids)
-        return left if left > 0 else math.inf
 
     def admitted(self, reqs: list[Any]) -> None:
         for req in reqs:

@@ -12,6 +12,12 @@ CLASS_TOKENS = 1024  # less than this is as good as nothing; twice as much is on
 PATIENCE_S = 240.0  # a request that has waited for so long goes as if its KV were here
 
 
-def affinity(lost: int, waited_s: float) -> int:
-    """The class of a request whose agent has lost `lost` tokens of KV that it had computed; the smaller goes first."""
-    return 0 if waited_s >= PATIENCE_S else (lost // CLASS_TOKENS).bit_length()
+def affinity(lost: int, now: float, joined_at: float) -> int:
+    """The class of a request that waits since `joined_at` and whose agent has lost `lost` tokens of KV that it had
+    computed; the smaller goes first."""
+    return 0 if now >= ends_at(joined_at) else (lost // CLASS_TOKENS).bit_length()
+
+
+def ends_at(joined_at: float) -> float:
+    """From when on it counts no more."""
+    return joined_at + PATIENCE_S

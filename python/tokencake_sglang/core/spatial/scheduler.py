@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from tokencake_sglang.core.config import TokenCakeConfig
-from tokencake_sglang.core.spatial.affinity import affinity
+from tokencake_sglang.core.spatial.affinity import affinity, ends_at
 from tokencake_sglang.core.spatial.inversions import Inversion, inversion
 from tokencake_sglang.core.spatial.load_control import Claim, Peaks, is_open, let_in
 from tokencake_sglang.core.spatial.output_lengths import OutputLengths
@@ -25,7 +25,7 @@ from tokencake_sglang.core.spatial.programs import AgentState, Program, ProgramT
 from tokencake_sglang.core.spatial.shares import FairShares, cost
 from tokencake_sglang.core.spatial.urgency import may_change, urgency
 from tokencake_sglang.core.spatial.views import Demand, Place, Waiting
-from tokencake_sglang.core.spatial.waiting_order import Entry, Pool, Rank, WaitingOrder
+from tokencake_sglang.core.spatial.waiting_order import Entry, Pool, Ranked, WaitingOrder
 
 INTERLEAVED = 64  # places of the queue that are shared out between pools; behind them pools follow one another
 PRESSED = 0.5  # of the capacity held: below it nobody waits at the door
@@ -68,8 +68,12 @@ class SpatialScheduler:
         if entry is None:
             self._number += 1
             name = waiting.program or waiting.rid
+            known = self.programs.get(name)
+            was_one = known is not None and not known.has_many
             program = self.programs.request_added(now, name, waiting, state)
             entry = self._entries[waiting.rid] = Entry(waiting, self._number, program, now, waiting.pool)
+            if was_one and program.has_many:
+                self._look_again(program)  # its other requests: affinity is for sessions
         entry.runs = False
         self._order.add(entry)
         self.pace.joined(now)
@@ -112,6 +116,16 @@ class SpatialScheduler:
         self.programs.request_ended(now, entry.program.name, rid)
         self._learn_from_ended(entry.program)
         self._changed = self._changed or self._turns
+
+    def kv_lost_changed(self, program: str) -> None:
+        """What `lost` says of an agent of the program is another than before."""
+        known = self.programs.get(program)
+        if known is not None and not known.has_many:
+            self._look_again(known)
+
+    def _look_again(self, program: Program) -> None:
+        for rid in program.rids:
+            self._order.look_again(self._entries[rid])
 
     def agent_ended(self, now: float, program: str, agent: str) -> None:
         known = self.programs.get(program)
@@ -248,14 +262,16 @@ class SpatialScheduler:
 
     # -- inside ---------------------------------------------------------------------------------------------
 
-    def _rank(self, now: float, entry: Entry) -> tuple[Rank, bool]:
+    def _rank(self, now: float, entry: Entry) -> Ranked:
         waiting, priority = entry.waiting, self.config.priority
         place = self.place(waiting.rid)
         slow, path = urgency(priority, now, waiting, entry.joined_at, place)
         has_affinity = bool(waiting.agent) and place is None and not entry.program.has_many
-        far = affinity(self.lost(waiting.agent), now - entry.joined_at) if has_affinity else 0
+        far = affinity(self.lost(waiting.agent), now, entry.joined_at) if has_affinity else 0
         rank = 1, far, entry.program.order, -waiting.priority, slow, path, entry.number, waiting.rid
-        return rank, has_affinity or may_change(priority, place)
+        if may_change(priority, place):
+            return Ranked(rank, may_change=True)
+        return Ranked(rank, changes_at=ends_at(entry.joined_at) if has_affinity else math.inf)
 
     def _interleaved(self, pools: dict[Pool, list[str]]) -> list[str]:
         """The pool that has been served least takes the next place. Behind INTERLEAVED places one pool follows the

@@ -1,16 +1,20 @@
 """The waiting requests of all pools, kept in order: a step costs by the requests that come, go or change their rank.
 
-A rank is looked up when a request joins. Where it may change while the request waits it is looked up again, those of
-all such requests from time to time (`renew`), RENEWED_PER_STEP of them in one step. A request whose program has come
-before the seniority goes by its own number, before all that have a rank.
+A rank is looked up when a request joins, and again when the order is told to (`look_again`) or at a time that was
+known then. Where it may change at any time it is looked up again from time to time (`renew`). A step looks at
+RENEWED_PER_STEP of them all. A request whose program has come before the seniority goes by its own number, before all
+that have a rank.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import NamedTuple
 
 from tokencake_sglang.core.spatial.programs import Program
 from tokencake_sglang.core.spatial.views import Waiting
@@ -22,6 +26,12 @@ RENEWED_PER_STEP = 16  # ranks that are looked up again in one step
 Rank = tuple[int, int, int, int, int, float, int, str]
 Pool = tuple[str, str]  # tenant, class
 YOUNGER = (1,)  # the smallest rank by a program's age
+
+
+class Ranked(NamedTuple):
+    rank: Rank
+    may_change: bool = False  # at any time, without anybody telling
+    changes_at: float = math.inf  # besides; told of the first time only
 
 
 @dataclass
@@ -69,15 +79,17 @@ class Line:
 
 
 class WaitingOrder:
-    """`rank(now, entry)` gives an entry's rank by its program's age, and whether that may change while it waits."""
+    """`rank(now, entry)` gives an entry's rank by its program's age."""
 
-    def __init__(self, rank: Callable[[float, Entry], tuple[Rank, bool]]) -> None:
+    def __init__(self, rank: Callable[[float, Entry], Ranked]) -> None:
         self._rank = rank
         self._lines: dict[Pool, Line] = {}
         self._entries: dict[str, Entry] = {}  # of the lines
         self._new: dict[str, Entry] = {}
         self._changing: dict[str, Entry] = {}  # those whose rank may change
-        self._to_renew: deque[str] = deque()
+        self._to_renew: deque[str] = deque()  # of those, in this round
+        self._to_look_at: deque[str] = deque()  # first
+        self._later: list[tuple[float, str]] = []  # a heap of those that are to be looked at from some time on
         self._orders: list[int] = []  # of the programs that those in the lines are of, ascending
         self._came: list[Entry] = []  # those that the last `place` has put into a line first
         self._have_moved = False  # and whether it has moved others
@@ -103,27 +115,35 @@ class WaitingOrder:
         del self._entries[rid], self._orders[bisect_left(self._orders, entry.program.order)]
         self._changing.pop(rid, None)
 
+    def look_again(self, entry: Entry) -> None:
+        """Its rank may be another now."""
+        rid, told = entry.waiting.rid, self._to_look_at
+        if entry.rank is not None and not (told and told[-1] == rid):  # KV goes piece by piece
+            told.append(rid)
+
     def renew(self) -> None:
         """Look up again all ranks that may have changed, over the next steps."""
-        self._to_renew = deque(self._changing)
+        if not self._to_renew:
+            self._to_renew = deque(self._changing)
 
     @property
     def is_renewing(self) -> bool:
-        return bool(self._to_renew)
+        return bool(self._to_renew or self._to_look_at)
 
     def place(self, now: float, oldest: float) -> bool:
         """Put those that have come and those that have changed into their places; programs that came before `oldest`
         have passed the seniority. Whether any rank is another than before."""
         self._came, moved = list(self._new.values()), False
         for entry in self._came:
-            self._put(entry, self._look_up(now, entry, oldest))
+            ranked = self._look_up(now, entry, oldest)
+            self._put(entry, ranked.rank)
+            if ranked.changes_at < math.inf:
+                heappush(self._later, (ranked.changes_at, entry.waiting.rid))
             insort(self._orders, entry.program.order)
             self._entries[entry.waiting.rid] = entry
         self._new.clear()
-        for _ in range(min(RENEWED_PER_STEP, len(self._to_renew))):
-            known = self._changing.get(self._to_renew.popleft())
-            if known is not None:
-                moved |= self._move(known, self._look_up(now, known, oldest))
+        for known in self._due(now):
+            moved |= self._move(known, self._look_up(now, known, oldest).rank)
         for line in self._lines.values():
             while due := [e for e in map(self._entries.__getitem__, line.oldest()) if e.program.arrived_at < oldest]:
                 for entry in due:
@@ -160,13 +180,24 @@ class WaitingOrder:
         """How many of those that have their places are of older programs than the one of that number."""
         return bisect_left(self._orders, order)
 
-    def _look_up(self, now: float, entry: Entry, oldest: float) -> Rank:
-        rank, may_change = self._rank(now, entry)
+    def _due(self, now: float) -> Iterator[Entry]:
+        while self._later and self._later[0][0] <= now:
+            self._to_look_at.append(heappop(self._later)[-1])
+        for _ in range(RENEWED_PER_STEP):
+            due = self._to_look_at or self._to_renew
+            if not due:
+                return
+            entry = self._entries.get(due.popleft())
+            if entry is not None:
+                yield entry
+
+    def _look_up(self, now: float, entry: Entry, oldest: float) -> Ranked:
         if entry.program.arrived_at < oldest:
-            return _by_its_own_age(entry)
-        if may_change:
+            return Ranked(_by_its_own_age(entry))
+        ranked = self._rank(now, entry)
+        if ranked.may_change:
             self._changing[entry.waiting.rid] = entry
-        return rank
+        return ranked
 
     def _move(self, entry: Entry, rank: Rank) -> bool:
         if rank == entry.rank:
