@@ -12,18 +12,19 @@ from typing import Any
 
 from tokencake_sglang.core.spatial.beside import BESIDE_VIEWED, Candidate, go_beside
 from tokencake_sglang.engine.cache import agent_key
+from tokencake_sglang.engine.growth import Growth
 from tokencake_sglang.engine.requests import growth_tokens, tokens_so_far
 
 
 class Beside:
-    """`would_hold_back(req)`: whether it may not go yet anyway; `left(req)`: tokens that it will hardly exceed yet."""
+    """`would_hold_back(req)`: whether it may not go yet anyway."""
 
     def __init__(self, scheduler: Any, cache: Any, would_hold_back: Callable[[Any], bool],
-                 left: Callable[[Any], float]) -> None:
+                 growth: Growth) -> None:
         self.scheduler = scheduler
         self.cache = cache
         self.would_hold_back = would_hold_back
-        self.left = left
+        self.growth = growth
         self.tokens = 0  # of the batch being built, for those that go beside the long prompt
         self.went = 0  # requests, so far
         self._chosen: dict[str, None] = {}
@@ -43,7 +44,7 @@ class Beside:
 
         def room() -> int:
             free = self.cache.token_to_kv_pool_allocator.available_size() + self.cache.evictable_size()
-            return free - rest - sum(map(self._expected, [long, *running]))
+            return free - rest - int(self.growth.at_once([long, *running]))
 
         self._chosen, self.tokens = go_beside(rest, room, most, self._candidates(waiting))
         return self.tokens
@@ -75,4 +76,4 @@ class Beside:
             yield Candidate(req.rid, -(-missing // page) * page + page, prompt + self._expected(req) + page)
 
     def _expected(self, req: Any) -> int:
-        return int(min(growth_tokens(req), self.left(req)))
+        return int(min(growth_tokens(req), self.growth.left(req)))

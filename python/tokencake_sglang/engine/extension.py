@@ -75,7 +75,7 @@ class TokenCakeExtension(SchedulerExtension):
         self.chunks: BalancedChunks | None = None
         if config.chunks == "balanced" and scheduler.is_mixed_chunk:
             self.chunks = BalancedChunks(lambda: self.mover.costs)
-        self.beside = Beside(scheduler, self.cache, self.mover.would_hold_back, self.mover.growth.left)
+        self.beside = Beside(scheduler, self.cache, self.mover.would_hold_back, self.mover.growth)
         self.parking = Parking(scheduler, self.cache, self.limit_chunk)
         self.cache.on_reset = self._on_reset
         self.cache.on_backups_landed = self._try_admission_again

@@ -68,6 +68,13 @@ class Growth:
             grown = _at_once(lefts, beside)
         return min(tokens, _at_once([*lefts, left], [*beside, req]) - grown)
 
+    def at_once(self, reqs: list[Any]) -> float:
+        """What `reqs` will hold at the most beyond what they hold; those of which nothing is known all they asked for."""
+        lefts = [self.left(req) for req in reqs]
+        unknown = sum([growth_tokens(req) for left, req in zip(lefts, reqs, strict=True) if left == math.inf])
+        known = [req for left, req in zip(lefts, reqs, strict=True) if left < math.inf]
+        return unknown + _at_once([left for left in lefts if left < math.inf], known)
+
     def _split(self, reqs: list[Any]) -> tuple[list[float], list[Any], int]:
         """What is left of those of which that is known, they, and the stock growth of the others. In one go, since it
         is asked for in nearly every step."""
