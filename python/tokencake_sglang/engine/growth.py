@@ -69,7 +69,8 @@ class Growth:
         return min(tokens, _at_once([*lefts, left], [*beside, req]) - grown)
 
     def at_once(self, reqs: list[Any]) -> float:
-        """What `reqs` will hold at the most beyond what they hold; those of which nothing is known all they asked for."""
+        """What `reqs` will hold at the most beyond what they hold; those of which nothing is known, all they asked
+        for."""
         lefts = [self.left(req) for req in reqs]
         unknown = sum([growth_tokens(req) for left, req in zip(lefts, reqs, strict=True) if left == math.inf])
         known = [req for left, req in zip(lefts, reqs, strict=True) if left < math.inf]
