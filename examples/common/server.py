@@ -88,9 +88,12 @@ class Server:
     def start(self) -> None:
         """Start and wait until the server generates; raises ServerError."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        command = self.options.command(self.mode, self.port)
+        if "--dp-size" not in command:  # where each replica needs a port of its own
+            command += ["--nccl-port", str(free_port())]  # SGLang's choice is a port that a connection may take first
         with open(self.log_path, "wb") as log:
             self._process = subprocess.Popen(
-                self.options.command(self.mode, self.port), env=self.options.environment(self.mode),
+                command, env=self.options.environment(self.mode),
                 stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
             self._wait()

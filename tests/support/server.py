@@ -116,6 +116,8 @@ class ServerProcess:
     def __enter__(self) -> ServerProcess:
         command = [sys.executable, "-m", self.module, "--model-path", str(self.model or demo_model_dir())]
         command += ["--port", str(self.port), *BASE_ARGS, *self.args, *shlex.split(os.environ.get(EXTRA_ARGS, ""))]
+        if "--dp-size" not in self.args:  # where each replica needs a port of its own
+            command += ["--nccl-port", str(free_port())]  # SGLang's choice is a port that a connection may take first
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
                 command, env=self._environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
