@@ -25,7 +25,9 @@ def ask(url: str, tool: Tool, task: str) -> list[str]:
         said = stream.get_final_message()
     calls = [block for block in said.content if block.type == "tool_use"]
     results = [{"type": "tool_result", "tool_use_id": call.id, "content": tool(**call.input)} for call in calls]
-    history += [{"role": "assistant", "content": said.content}, {"role": "user", "content": results}]
+    # A stream may end with a text of one blank, which the API refuses in a request.
+    spoken = [block for block in said.content if block.type != "text" or block.text.strip()]
+    history += [{"role": "assistant", "content": spoken}, {"role": "user", "content": results}]
     last = messages.create(messages=history, tool_choice={"type": "none"}, **common)
     return [*(json.dumps(call.input) for call in calls), "".join(block.text for block in last.content)]
 

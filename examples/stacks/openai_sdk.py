@@ -29,7 +29,8 @@ def ask(url: str, tool: Tool, task: str, streamed: bool = False) -> list[str]:
             said = events.get_final_completion().choices[0].message
     else:
         said = chat.create(messages=messages, tool_choice="required", **common).choices[0].message
-    messages.append(said.model_dump(exclude_none=True, exclude={"parsed"}))
+    left_out = {"parsed"} if (said.content or "").strip() else {"parsed", "content"}  # a stream may end with a blank
+    messages.append(said.model_dump(exclude_none=True, exclude=left_out))
     for call in said.tool_calls or []:
         result = tool(**json.loads(call.function.arguments))
         messages.append({"role": "tool", "tool_call_id": call.id, "content": result})

@@ -141,7 +141,7 @@ def words(server: ServerProcess, name: str) -> list[str]:
 @pytest.fixture(scope="module")
 def stock_words(stock_tree) -> dict[str, list[str]]:
     """In its normal loop and without a host tier: in the other, SGLang's own races may write a token of a prefix late
-    (docs/emulator.md, the KV oracle), and once in fifteen runs on a loaded machine one stack got other words."""
+    (docs/emulator.md, the KV oracle)."""
     with ServerProcess(*POOL, *TOOLS, "--disable-overlap-schedule", stock_tree=stock_tree) as stock:
         return {name: words(stock, name) for name in STACKS}
 
