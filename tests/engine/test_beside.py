@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.engine.test_growth import request
 from tests.engine.test_life_cycle import PROMPT, Server
 from tests.engine.test_queue import queue
 from tokencake_sglang.core.costs import Costs
@@ -121,7 +122,7 @@ def test_with_fixed_chunks_nothing_goes_beside(make, monkeypatch):
 
 def test_what_runs_takes_the_room_that_it_needs_at_a_time(server):
     """The first gives back what it holds before the second has grown."""
-    first, second = (server.run(growing(server, name, prompt, left)) for name, prompt, left in (
+    first, second = (server.run(request(server, name, prompt, left + 1)) for name, prompt, left in (
         ("b", range(1000, 1096), 3), ("c", range(2000, 2016), 90)))
     long, turn = in_chunks(server), a_turn(server)
     cache, page = server.h.cache, server.h.page_size
@@ -130,11 +131,3 @@ def test_what_runs_takes_the_room_that_it_needs_at_a_time(server):
     assert server.extension.beside.choose(MOST, long, [turn], [first, second]) > 0
     turn.sampling_params.max_new_tokens += 90 + 2 * page
     assert server.extension.beside.choose(MOST, long, [turn], [first, second]) == 0
-
-
-def growing(server, agent, prompt, left):
-    req = server.h.request(prompt, agent, agent)
-    req.agent_metadata |= {"expected_output_tokens": str(left + 1)}
-    server.h.waiting_queue.append(req)
-    server.extension.on_request_added(req)
-    return req
