@@ -17,7 +17,9 @@ from pathlib import Path
 
 # Tools return between half and one and a half times their prediction: ready early enough for most of them.
 UPLOAD_LEAD_S = "0.75"
-MODES = ("tokencake", "stock-hicache", "stock")
+# `tokencake` moves KV at every tool call, wanted or not, so that there is something to see; `tokencake-default` is
+# `--enable-tokencake` and nothing else.
+MODES = ("tokencake", "tokencake-default", "stock-hicache", "stock-hicache-lpm", "stock")
 START_LIMIT_S = 300.0
 END_LIMIT_S = 20.0
 
@@ -42,7 +44,7 @@ class ServerOptions:
     extra: tuple[str, ...] = ()
 
     def command(self, mode: str, port: int) -> list[str]:
-        module = "tokencake_sglang.launch_server" if mode == "tokencake" else "sglang.launch_server"
+        module = "sglang.launch_server" if is_stock(mode) else "tokencake_sglang.launch_server"
         flags = ["--model-path", self.model_path, "--load-format", self.load_format, "--host", "127.0.0.1",
                  "--port", str(port), "--max-total-tokens", str(self.max_total_tokens),
                  "--page-size", str(self.page_size), "--max-running-requests", str(self.max_running_requests),
@@ -54,17 +56,24 @@ class ServerOptions:
                       "--hicache-write-policy", "write_through"]
             if self.on_cpu:
                 flags += ["--hicache-io-backend", "direct", "--hicache-mem-layout", "layer_first"]
+        if mode == "stock-hicache-lpm":
+            flags += ["--schedule-policy", "lpm"]
+        if not is_stock(mode):
+            flags.append("--enable-tokencake")
         if mode == "tokencake":
-            flags += ["--enable-tokencake", "--tokencake-offload-policy", "eager",  # moves KV that nobody waits for too
-                      "--tokencake-upload-lead-s", UPLOAD_LEAD_S]
+            flags += ["--tokencake-offload-policy", "eager", "--tokencake-upload-lead-s", UPLOAD_LEAD_S]
         return [sys.executable, "-m", module, *flags, *self.extra]
 
     def environment(self, mode: str) -> dict[str, str]:
         """The stock modes take SGLang from `stock_tree` when one is given, and no setting of TokenCake."""
         env = {k: v for k, v in os.environ.items() if k != "TOKENCAKE_CONFIG"}
-        if mode != "tokencake" and self.stock_tree:
+        if is_stock(mode) and self.stock_tree:
             env["PYTHONPATH"] = os.pathsep.join(filter(None, [self.stock_tree, env.get("PYTHONPATH")]))
         return env
+
+
+def is_stock(mode: str) -> bool:
+    return mode.startswith("stock")
 
 
 class Server:

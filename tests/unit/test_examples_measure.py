@@ -70,6 +70,10 @@ def test_the_stock_server_gets_the_same_pool_and_host_tier_but_nothing_of_tokenc
         "tokencake_sglang.launch_server", "--enable-tokencake", "--tokencake-offload-policy", "eager",
         "--tokencake-upload-lead-s", UPLOAD_LEAD_S}
     assert set(stock) - set(ours) == {"sglang.launch_server"}
+    assert set(options.command("tokencake-default", 1)) == set(ours) - {
+        "--tokencake-offload-policy", "eager", "--tokencake-upload-lead-s", UPLOAD_LEAD_S}
+    assert set(options.command("stock-hicache-lpm", 1)) - set(stock) == {"--schedule-policy", "lpm"}
     assert "--enable-hierarchical-cache" not in options.command("stock", 1)
     assert options.environment("stock-hicache")["PYTHONPATH"].startswith("/stock")
-    assert not options.environment("tokencake").get("PYTHONPATH", "").startswith("/stock")
+    for mode in ("tokencake", "tokencake-default"):
+        assert not options.environment(mode).get("PYTHONPATH", "").startswith("/stock")
