@@ -126,9 +126,14 @@ class AppContext:
 def run_apps(title: str, url: str, app: Callable[[AppContext, int], str], count: int, concurrency: int,
              free: bool, prefill: bool = False) -> list[AppResult]:
     """Run `count` applications, at most `concurrency` at a time, in order of their number. A failed application is
-    recorded with its error and does not stop the others."""
-    with Board(title, count) as board, ThreadPoolExecutor(concurrency) as pool:
-        return list(pool.map(lambda number: _run_one(title, url, app, number, board, free, prefill), range(count)))
+    recorded with its error and does not stop the others. A signal does not wait for them: whoever started the server
+    ends it next, and they with it."""
+    pool = ThreadPoolExecutor(concurrency)
+    try:
+        with Board(title, count) as board:
+            return list(pool.map(lambda number: _run_one(title, url, app, number, board, free, prefill), range(count)))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _run_one(title: str, url: str, app: Callable[[AppContext, int], str], number: int, board: Board,

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
+
+import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
+from common import apps  # noqa: E402
 from common.apps import AppResult, Call  # noqa: E402
+from common.cli import end_on_signal  # noqa: E402
 from common.measure import equal_outputs, summary, table  # noqa: E402
 from common.progress import Board  # noqa: E402
 from common.server import UPLOAD_LEAD_S, ServerOptions  # noqa: E402
@@ -77,3 +84,25 @@ def test_the_stock_server_gets_the_same_pool_and_host_tier_but_nothing_of_tokenc
     assert options.environment("stock-hicache")["PYTHONPATH"].startswith("/stock")
     for mode in ("tokencake", "tokencake-default"):
         assert not options.environment(mode).get("PYTHONPATH", "").startswith("/stock")
+
+
+def test_a_termination_signal_waits_for_no_application_and_starts_none(monkeypatch):
+    begun, ended, go_on = [], [], threading.Event()
+
+    def app(title, url, app, number, board, free, prefill):
+        begun.append(number)
+        time.sleep(0.2)  # the main thread waits for the results
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        go_on.wait(20)
+        ended.append(number)
+
+    monkeypatch.setattr(apps, "_run_one", app)
+    before = signal.getsignal(signal.SIGTERM)
+    end_on_signal()
+    try:
+        with pytest.raises(SystemExit):
+            apps.run_apps("demo", "http://127.0.0.1:1", app, count=3, concurrency=1, free=False)
+        assert (begun, ended) == ([0], [])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        go_on.set()
