@@ -17,9 +17,15 @@ from pathlib import Path
 
 # Tools return between half and one and a half times their prediction: ready early enough for most of them.
 UPLOAD_LEAD_S = "0.75"
-# `tokencake` moves KV at every tool call, wanted or not, so that there is something to see; `tokencake-default` is
-# `--enable-tokencake` and nothing else.
-MODES = ("tokencake", "tokencake-default", "stock-hicache", "stock-hicache-lpm", "stock")
+# Each server's own flags. `tokencake` moves KV at every tool call, wanted or not, so that there is something to see.
+MODES: dict[str, tuple[str, ...]] = {
+    "tokencake": ("--enable-tokencake", "--tokencake-offload-policy", "eager",
+                  "--tokencake-upload-lead-s", UPLOAD_LEAD_S),
+    "tokencake-default": ("--enable-tokencake",),
+    "stock-hicache": (),
+    "stock-hicache-lpm": ("--schedule-policy", "lpm"),
+    "stock": (),
+}
 START_LIMIT_S = 300.0
 END_LIMIT_S = 20.0
 
@@ -56,13 +62,7 @@ class ServerOptions:
                       "--hicache-write-policy", "write_through"]
             if self.on_cpu:
                 flags += ["--hicache-io-backend", "direct", "--hicache-mem-layout", "layer_first"]
-        if mode == "stock-hicache-lpm":
-            flags += ["--schedule-policy", "lpm"]
-        if not is_stock(mode):
-            flags.append("--enable-tokencake")
-        if mode == "tokencake":
-            flags += ["--tokencake-offload-policy", "eager", "--tokencake-upload-lead-s", UPLOAD_LEAD_S]
-        return [sys.executable, "-m", module, *flags, *self.extra]
+        return [sys.executable, "-m", module, *flags, *MODES[mode], *self.extra]
 
     def environment(self, mode: str) -> dict[str, str]:
         """The stock modes take SGLang from `stock_tree` when one is given, and no setting of TokenCake."""
